@@ -1,0 +1,123 @@
+"""Time and memory of the loss, forward and backward: this library beside dense CLIP and dense CyCLIP.
+
+    python benchmarks/loss_cost.py
+
+Runs of the three are interleaved and their medians taken, so that a busy machine slows all of them alike. Memory is the
+peak above the inputs: of the allocator on a GPU, of the process elsewhere (Linux).
+"""
+
+import argparse
+import ctypes
+import gc
+import platform
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+from modeling_cyclip import cyclip_loss
+
+
+def dense_clip(image_embeds, text_embeds, logit_scale):
+    logits = logit_scale * image_embeds @ text_embeds.T
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def dense_cyclip(image_embeds, text_embeds, logit_scale):
+    n = len(image_embeds)
+    cross = image_embeds @ text_embeds.T
+    labels = torch.arange(n, device=cross.device)
+    logits = logit_scale * cross
+    contrastive = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    inmodal = (image_embeds @ image_embeds.T - text_embeds @ text_embeds.T).square().sum() / n
+    crossmodal = (cross - cross.T).square().sum() / n
+    return contrastive + 0.25 * (inmodal + crossmodal)
+
+
+def product(image_embeds, text_embeds, logit_scale):
+    return cyclip_loss(image_embeds, text_embeds, logit_scale).loss
+
+
+CONTENDERS = {"product": product, "dense CLIP": dense_clip, "dense CyCLIP": dense_cyclip}
+
+
+def synchronize(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def step(loss_function, inputs):
+    for tensor in inputs:
+        tensor.grad = None
+    loss_function(*inputs).backward()
+
+
+def resident_kib(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field))
+
+
+def peak_mb(loss_function, inputs, device):
+    for tensor in inputs:
+        tensor.grad = torch.zeros_like(tensor)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(loss_function, inputs)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")  # resets the peak
+    before = resident_kib("VmRSS")
+    step(loss_function, inputs)
+    return (resident_kib("VmHWM") - before) * 1024 / 1e6
+
+
+def measure(n, dim, device, repeats):
+    torch.manual_seed(0)
+    inputs = [F.normalize(torch.randn(n, dim, device=device), dim=-1).requires_grad_() for _ in range(2)]
+    inputs.append(torch.tensor(14.3, device=device, requires_grad=True))
+    # A few loops a sample where one is too short for the clock.
+    loops = max(1, int(2**22 / n**2))
+    seconds = {name: [] for name in CONTENDERS}
+    memory = {}
+    for name, function in CONTENDERS.items():
+        step(function, inputs)
+        memory[name] = peak_mb(function, inputs, device)
+    for _ in range(repeats):
+        for name, function in CONTENDERS.items():
+            synchronize(device)
+            start = time.perf_counter()
+            for _ in range(loops):
+                step(function, inputs)
+            synchronize(device)
+            seconds[name].append((time.perf_counter() - start) / loops)
+    return {name: statistics.median(times) for name, times in seconds.items()}, memory
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[128, 256, 1024, 4096, 8192, 16384])
+    parser.add_argument("--dims", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+
+    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; milliseconds (megabytes)\n")
+    print("| N | d | product | dense CLIP | dense CyCLIP | product / dense CLIP | product / dense CyCLIP |")
+    print("|---|---|---|---|---|---|---|")
+    for dim in args.dims:
+        for n in args.batch_sizes:
+            repeats = args.repeats if n >= 4096 else 4 * args.repeats
+            seconds, memory = measure(n, dim, args.device, repeats)
+            cells = [f"{1e3 * seconds[c]:.2f} ({memory[c]:.0f})" for c in CONTENDERS]
+            ratios = [f"{seconds['product'] / seconds[c]:.2f}" for c in ("dense CLIP", "dense CyCLIP")]
+            print("|", " | ".join([str(n), str(dim), *cells, *ratios]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""CLIP's contrastive term, and in-batch recall, without ever holding the N×N logits."""
+
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .distributed import all_gather_stack, all_reduce_sum, gather_rows, rank, world_size
+
+
+# Rows of logits held at once. Blocks of 256 rows are as fast as the whole matrix on CPU and large enough for a GPU.
+BLOCK_SIZE = 256
+
+
+@contextmanager
+def full_precision(device_type: str):
+    """Products of float32 matrices are taken in float32: neither autocast nor TF32 touches them."""
+    with torch.autocast(device_type, enabled=False):
+        if device_type != "cuda":
+            yield
+            return
+        previous = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = previous
+
+
+class BlockwiseContrastiveLoss(torch.autograd.Function):
+    """
+    Cross-entropy over the rows and the columns of the scaled similarities, averaged (CyCLIP, section 2; CLIP).
+
+    Two passes over blocks of rows: the forward keeps only the log-sum-exp of every row and every column, the backward
+    computes each block again and takes both gradients from it. O(block · N) memory, exact.
+
+    With a process group, `image_embeds` are this process's n rows, `text_embeds` the columns of all processes in the
+    order of their ranks: each process computes its own rows, the column sums are combined.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None
+    ) -> Tensor:
+        num_rows, num_columns = image_embeds.shape[0], text_embeds.shape[0]
+        first_column = rank(process_group) * num_rows
+        with full_precision(image_embeds.device.type):
+            scaled_images = image_embeds * logit_scale
+            matched = image_embeds.new_empty(num_rows)
+            row_max, row_sum = torch.empty_like(matched), torch.empty_like(matched)
+            column_max = image_embeds.new_full((num_columns,), float("-inf"))
+            column_sum = image_embeds.new_zeros(num_columns)
+            for start in range(0, num_rows, BLOCK_SIZE):
+                rows = slice(start, start + BLOCK_SIZE)
+                logits = scaled_images[rows] @ text_embeds.T
+                matched[rows] = logits.diagonal(first_column + start)
+                row_max[rows] = logits.amax(dim=1)
+                row_sum[rows] = torch.exp(logits - row_max[rows, None]).sum(dim=1)
+                previous_max, column_max = column_max, torch.maximum(column_max, logits.amax(dim=0))
+                column_sum *= torch.exp(previous_max - column_max)
+                column_sum += logits.sub_(column_max).exp_().sum(dim=0)
+            own_columns = slice(first_column, first_column + num_rows)
+            column_max, column_sum = _combine_columns(column_max, column_sum, process_group)
+            # Maximum and pair are subtracted before the logarithm of the sum is added: the loss of a batch that is
+            # nearly solved would otherwise drown in the rounding of the logits.
+            gaps = (
+                (row_max - matched)
+                + row_sum.log()
+                + (column_max[own_columns] - matched)
+                + column_sum[own_columns].log()
+            )
+            loss = all_reduce_sum(gaps.sum(), process_group) / (2 * num_columns)
+            row_lse, column_lse = row_max + row_sum.log(), column_max + column_sum.log()
+
+        ctx.save_for_backward(image_embeds, text_embeds, logit_scale, row_lse, column_lse)
+        ctx.first_column = first_column
+        ctx.world_size = world_size(process_group)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "The blockwise contrastive loss has first derivatives only: call backward without `create_graph=True`, "
+                "or compute a loss from the dense similarities where second derivatives are needed."
+            )
+        image_embeds, text_embeds, logit_scale, row_lse, column_lse = ctx.saved_tensors
+        num_rows, num_columns = image_embeds.shape[0], text_embeds.shape[0]
+        needs_image_grad, needs_text_grad, needs_scale_grad, _ = ctx.needs_input_grad
+        grad_image = torch.empty_like(image_embeds)
+        grad_text = torch.zeros_like(text_embeds) if needs_text_grad else None
+        with full_precision(image_embeds.device.type):
+            # d loss / d logits, but for this factor, is softmax over the row + softmax over the column - 2 on the pair.
+            factor = grad_output * ctx.world_size / (2 * num_columns)
+            scaled_images = image_embeds * logit_scale
+            for start in range(0, num_rows, BLOCK_SIZE):
+                rows = slice(start, start + BLOCK_SIZE)
+                logits = scaled_images[rows] @ text_embeds.T
+                grad_logits = torch.exp(logits - row_lse[rows, None])
+                grad_logits += logits.sub_(column_lse).exp_()
+                grad_logits.diagonal(ctx.first_column + start).sub_(2)
+                if needs_image_grad or needs_scale_grad:
+                    torch.mm(grad_logits, text_embeds, out=grad_image[rows])
+                if needs_text_grad:
+                    grad_text.addmm_(grad_logits.T, scaled_images[rows])
+            # The scale multiplies every logit as the image embeddings do, so its gradient needs no pass of its own.
+            grad_scale = (grad_image * image_embeds).sum() * factor if needs_scale_grad else None
+            grad_image = grad_image.mul_(factor * logit_scale) if needs_image_grad else None
+            grad_text = grad_text.mul_(factor) if needs_text_grad else None
+        return grad_image, grad_text, grad_scale, None
+
+
+def _combine_columns(
+    column_max: Tensor, column_sum: Tensor, process_group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """The maxima and sums of exponentials of whole columns, from those of each process's rows."""
+    if process_group is None:
+        return column_max, column_sum
+    maxima, sums = all_gather_stack(torch.stack([column_max, column_sum]), process_group).unbind(dim=1)
+    column_max = maxima.amax(dim=0)
+    return column_max, (sums * torch.exp(maxima - column_max)).sum(dim=0)
+
+
+def contrastive_loss(
+    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """
+    CLIP's loss of N pairs by blocks of rows.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm image embeddings, float32 or float64.
+        text_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm text embeddings, float32 or float64.
+        logit_scale (`torch.Tensor` of shape `()`):
+            The multiplier of the cosines, already exponentiated.
+        process_group (`torch.distributed.ProcessGroup`, *optional*):
+            The processes whose pairs make up the batch.
+
+    Returns:
+        `torch.Tensor` of shape `()`.
+    """
+    all_text_embeds = gather_rows(text_embeds, process_group)
+    return BlockwiseContrastiveLoss.apply(image_embeds, all_text_embeds, logit_scale, process_group)
+
+
+@torch.no_grad()
+def in_batch_recall(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Share of the images whose own caption is the most similar of the batch, and the share of captions likewise.
+
+    A pair that ties with others counts as the chance of picking it among them, so that collapsed embeddings score
+    1 / N and not 1.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm image embeddings.
+        text_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm text embeddings.
+
+    Returns:
+        `tuple(torch.Tensor, torch.Tensor)`: image-to-text and text-to-image recall@1, each of shape `()`, in [0, 1].
+    """
+    return _row_recall(image_embeds, text_embeds), _row_recall(text_embeds, image_embeds)
+
+
+def _row_recall(queries: Tensor, candidates: Tensor) -> Tensor:
+    hits = queries.new_zeros(())
+    with full_precision(queries.device.type):
+        for start in range(0, len(queries), BLOCK_SIZE):
+            similarities = queries[start : start + BLOCK_SIZE] @ candidates.T
+            best = similarities.amax(dim=1, keepdim=True)
+            found = similarities.diagonal(start) >= best[:, 0]
+            hits += (found / (similarities >= best).sum(dim=1)).sum()
+    return hits / len(queries)

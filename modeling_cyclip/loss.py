@@ -1,0 +1,214 @@
+"""The loss of CyCLIP (Goel et al., 2022, https://huggingface.co/papers/2205.14459, section 3)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .blockwise import contrastive_loss, full_precision
+from .distributed import sum_over_processes, world_size
+
+
+class CyCLIPLossOutput(NamedTuple):
+    r"""
+    What [`cyclip_loss`] returns.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`):
+            The whole loss, the only part with a gradient.
+        contrastive_loss (`torch.Tensor` of shape `()`):
+            CLIP's contrastive term, in nats.
+        inmodal_cyclic_loss (`torch.Tensor` of shape `()`):
+            The in-modal term, before its weight.
+        crossmodal_cyclic_loss (`torch.Tensor` of shape `()`):
+            The cross-modal term, before its weight.
+    """
+
+    loss: Tensor
+    contrastive_loss: Tensor
+    inmodal_cyclic_loss: Tensor
+    crossmodal_cyclic_loss: Tensor
+
+
+@torch.compiler.disable
+def cyclip_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    inmodal_cyclic_weight: float = 0.25,
+    crossmodal_cyclic_weight: float = 0.25,
+    cyclic_reference_batch_size: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> CyCLIPLossOutput:
+    r"""
+    CyCLIP's loss of N image-text pairs (paper, equation 4), exact and without N×N matrices where N exceeds `dim`:
+
+        contrastive + λ1 · in-modal + λ2 · cross-modal
+
+    Computed in float32 (float64 for float64 embeddings) whatever autocast says. Differentiable once.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm image embeddings I.
+        text_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm text embeddings T, row by row the captions of the images.
+        logit_scale (`torch.Tensor` of shape `()` or `float`):
+            The positive multiplier of the cosines (one over the temperature), already exponentiated.
+        inmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
+            λ1. With both weights 0 the loss is CLIP's, and the two terms are only reported.
+        crossmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
+            λ2.
+        cyclic_reference_batch_size (`int`, *optional*):
+            The batch size R the weights were chosen for: both are multiplied by R / N. `None` is the paper's loss.
+        process_group (`torch.distributed.ProcessGroup`, *optional*):
+            Processes whose pairs, equally many each, make up one batch. Each gets the loss of the whole batch, and
+            gradients whose average over the processes is the gradient of one process with all the pairs.
+
+    Returns:
+        [`CyCLIPLossOutput`]: the loss, and its three parts unweighted and without gradient (for a loss of your own
+        take the differentiable terms of [`cyclic_regularisers`]).
+
+    Raises:
+        `ValueError`: embeddings that are not two matrices of one shape with at least one row, a negative weight, a
+        reference batch below 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from torch.nn.functional import normalize
+    >>> from modeling_cyclip import cyclip_loss
+
+    >>> image_embeds = normalize(torch.randn(128, 512), dim=-1)
+    >>> text_embeds = normalize(torch.randn(128, 512), dim=-1)
+    >>> loss = cyclip_loss(image_embeds, text_embeds, logit_scale=14.3).loss
+    ```
+    """
+    for name, weight in (
+        ("inmodal_cyclic_weight", inmodal_cyclic_weight),
+        ("crossmodal_cyclic_weight", crossmodal_cyclic_weight),
+    ):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"`{name}` must be a finite number of at least 0, got {weight}.")
+    if cyclic_reference_batch_size is not None and cyclic_reference_batch_size < 1:
+        raise ValueError(
+            f"`cyclic_reference_batch_size` must be at least 1 or None, got {cyclic_reference_batch_size}."
+        )
+    image_embeds, text_embeds = _prepare(image_embeds, text_embeds)
+    logit_scale = torch.as_tensor(logit_scale, device=image_embeds.device).to(image_embeds.dtype)
+    if logit_scale.numel() != 1:
+        raise ValueError(f"`logit_scale` must be one number, got a tensor of shape {tuple(logit_scale.shape)}.")
+
+    contrastive = contrastive_loss(image_embeds, text_embeds, logit_scale.reshape(()), process_group)
+
+    # With equal weights ⟨X,Xᵀ⟩ cancels out of the loss, and with none neither product is in it: then they are only
+    # reported and take no part in the backward pass.
+    norm, transposed = _cyclic_products(
+        image_embeds,
+        text_embeds,
+        process_group,
+        need_grad=(
+            inmodal_cyclic_weight + crossmodal_cyclic_weight > 0,
+            inmodal_cyclic_weight != crossmodal_cyclic_weight,
+        ),
+    )
+    batch_size = len(image_embeds) * world_size(process_group)
+    weighted = (
+        (inmodal_cyclic_weight + crossmodal_cyclic_weight) * norm
+        + (inmodal_cyclic_weight - crossmodal_cyclic_weight) * transposed
+    ) / (2 * batch_size)
+    if cyclic_reference_batch_size is not None:
+        weighted = weighted * (cyclic_reference_batch_size / batch_size)
+    return CyCLIPLossOutput(
+        loss=contrastive + weighted,
+        contrastive_loss=contrastive.detach(),
+        inmodal_cyclic_loss=(norm + transposed).detach() / (2 * batch_size),
+        crossmodal_cyclic_loss=(norm - transposed).detach() / (2 * batch_size),
+    )
+
+
+@torch.compiler.disable
+def cyclic_regularisers(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
+    r"""
+    The two consistency terms alone, for any dual encoder with a loss of its own (SigLIP, VisionTextDualEncoder):
+
+        in-modal    = (1/N) Σ_jk (⟨I_j,I_k⟩ − ⟨T_j,T_k⟩)²        (paper, equation 3)
+        cross-modal = (1/N) Σ_jk (⟨I_j,T_k⟩ − ⟨I_k,T_j⟩)²        (paper, equation 2)
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm image embeddings I.
+        text_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm text embeddings T.
+
+    Returns:
+        `tuple(torch.Tensor, torch.Tensor)`: the in-modal and the cross-modal term, each of shape `()`, differentiable.
+
+    Raises:
+        `ValueError`: embeddings that are not two matrices of one shape with at least one row.
+
+    Example:
+
+    ```python
+    >>> inmodal, crossmodal = cyclic_regularisers(image_embeds, text_embeds)
+    >>> loss = sigmoid_loss + 0.25 * (inmodal + crossmodal)
+    ```
+    """
+    image_embeds, text_embeds = _prepare(image_embeds, text_embeds)
+    norm, transposed = _cyclic_products(image_embeds, text_embeds)
+    return (norm + transposed) / (2 * len(image_embeds)), (norm - transposed) / (2 * len(image_embeds))
+
+
+def _prepare(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Checks the shapes and casts to the precision of the loss."""
+    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
+        raise ValueError(
+            "`image_embeds` and `text_embeds` must be two matrices of one shape (batch, dim), row by row a pair, got "
+            f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}."
+        )
+    if len(image_embeds) < 1:
+        raise ValueError("The loss needs at least one image-text pair, got an empty batch.")
+    if not (image_embeds.is_floating_point() and text_embeds.is_floating_point()):
+        raise ValueError(f"Embeddings must be floating point, got {image_embeds.dtype} and {text_embeds.dtype}.")
+    dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
+    return image_embeds.to(dtype), text_embeds.to(dtype)
+
+
+def _cyclic_products(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    process_group: dist.ProcessGroup | None = None,
+    need_grad: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor, Tensor]:
+    """
+    The two numbers that both terms are made of. With S = I + T and D = I − T, the N×N matrix Y = S·Dᵀ has
+    IIᵀ − TTᵀ as its symmetric part and TIᵀ − ITᵀ as its antisymmetric part, so that
+
+        in-modal = (‖Y‖² + ⟨Y,Yᵀ⟩) / 2N        cross-modal = (‖Y‖² − ⟨Y,Yᵀ⟩) / 2N
+
+    and, by d×d Gram matrices, ‖Y‖² = ⟨SᵀS, DᵀD⟩ and ⟨Y,Yᵀ⟩ = ⟨X,Xᵀ⟩ with X = SᵀD. Y is the cheaper of the two where
+    N ≤ d; over several processes the Gram matrices are, being sums over the rows.
+    """
+    grad_enabled = torch.is_grad_enabled()
+    dense = process_group is None and image_embeds.shape[0] <= image_embeds.shape[1]
+    with full_precision(image_embeds.device.type):
+        with torch.set_grad_enabled(grad_enabled and need_grad[0]):
+            total, difference = image_embeds + text_embeds, image_embeds - text_embeds
+            if dense:
+                mixed = total @ difference.T
+                norm = mixed.square().sum()
+            else:
+                with torch.set_grad_enabled(grad_enabled and need_grad[1]):
+                    mixed = total.T @ difference
+                grams = torch.stack([total.T @ total, difference.T @ difference, mixed])
+                total_gram, difference_gram, mixed = sum_over_processes(grams, process_group)
+                norm = (total_gram * difference_gram).sum()
+        with torch.set_grad_enabled(grad_enabled and need_grad[1]):
+            transposed = (mixed * mixed.T).sum()
+    return norm, transposed
+
+
+__all__ = ["CyCLIPLossOutput", "cyclic_regularisers", "cyclip_loss"]

@@ -1,0 +1,180 @@
+"""PyTorch CyCLIP model: CLIP with the loss of CyCLIP."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import CLIPModel
+from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_cyclip import CyCLIPConfig
+from .distributed import training_process_group
+from .loss import CyCLIPLossOutput, cyclip_loss
+
+
+@dataclass
+class CyCLIPOutput(CLIPOutput):
+    r"""
+    Output of [`CyCLIPModel`]: a [`~transformers.models.clip.modeling_clip.CLIPOutput`], the scale and the loss's parts.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
+            CyCLIP's loss (paper, equation 4).
+        logits_per_image (`torch.FloatTensor` of shape `(image_batch_size, text_batch_size)`, *optional*):
+            Scaled image-text similarities. `None` in training mode: the loss never builds this matrix.
+        logits_per_text (`torch.FloatTensor` of shape `(text_batch_size, image_batch_size)`, *optional*):
+            The transpose of `logits_per_image`. `None` in training mode.
+        text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
+            Unit-norm text embeddings, T in the paper.
+        image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
+            Unit-norm image embeddings, I in the paper.
+        text_model_output (`BaseModelOutputWithPooling`):
+            The output of the text tower.
+        vision_model_output (`BaseModelOutputWithPooling`):
+            The output of the vision tower.
+        logit_scale (`torch.FloatTensor` of shape `()`):
+            The multiplier of the cosines, exponentiated.
+        contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
+            CLIP's contrastive term, in nats, without gradient.
+        inmodal_cyclic_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
+            The in-modal term before its weight, without gradient.
+        crossmodal_cyclic_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
+            The cross-modal term before its weight, without gradient.
+    """
+
+    logit_scale: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    inmodal_cyclic_loss: torch.FloatTensor | None = None
+    crossmodal_cyclic_loss: torch.FloatTensor | None = None
+
+
+class CyCLIPModel(CLIPModel):
+    r"""
+    CLIP trained with cyclic consistency ([CyCLIP](https://huggingface.co/papers/2205.14459)). Towers, weights and
+    features are [`~transformers.CLIPModel`]'s, so any CLIP checkpoint can be opened, and what is saved is a CLIP
+    checkpoint; only the loss differs.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transformers import AutoProcessor
+    >>> from modeling_cyclip import CyCLIPModel
+
+    >>> model = CyCLIPModel.from_pretrained("openai/clip-vit-base-patch32")
+    >>> processor = AutoProcessor.from_pretrained("openai/clip-vit-base-patch32")
+    >>> images = [Image.open("cat.jpg"), Image.open("dog.jpg")]
+    >>> inputs = processor(text=["a photo of a cat", "a photo of a dog"], images=images, padding=True, return_tensors="pt")
+
+    >>> outputs = model(**inputs, return_loss=True)
+    >>> outputs.loss, outputs.inmodal_cyclic_loss, outputs.crossmodal_cyclic_loss
+    ```
+    """
+
+    config: CyCLIPConfig
+    config_class = CyCLIPConfig
+
+    # A contrastive loss is not a sum over samples, so the Trainer must not rescale it by their number.
+    accepts_loss_kwargs = False
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        cyclic_weight_factor: float = 1.0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CyCLIPOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Token ids of the captions.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Preprocessed images.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 for tokens, 0 for padding.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Positions of the tokens.
+            return_loss (`bool`, *optional*):
+                Whether to return the loss and its parts. In training mode under `torch.distributed` the batch of the
+                loss is that of all processes, and averaged gradients are those of one process with all the pairs.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to resize the position embeddings to the images.
+            cyclic_weight_factor (`float`, *optional*, defaults to 1.0):
+                Multiplies both cyclic weights of the configuration: how the Trainer warms them up.
+
+        Returns:
+            [`CyCLIPOutput`]: in training mode without `logits_per_image` and `logits_per_text`.
+        """
+        vision_outputs = self.get_image_features(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        text_outputs = self.get_text_features(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+        image_embeds = vision_outputs.pooler_output
+        text_embeds = text_outputs.pooler_output
+        image_embeds = image_embeds / image_embeds.norm(dim=-1, keepdim=True)
+        text_embeds = text_embeds / text_embeds.norm(dim=-1, keepdim=True)
+        logit_scale = self.logit_scale.exp()
+
+        logits_per_image = logits_per_text = None
+        if not self.training:
+            logits_per_text = text_embeds @ image_embeds.T.to(text_embeds.device) * logit_scale.to(text_embeds.device)
+            logits_per_image = logits_per_text.T
+
+        parts = {}
+        if return_loss:
+            parts = self.compute_loss(image_embeds, text_embeds, logit_scale, cyclic_weight_factor)._asdict()
+
+        return CyCLIPOutput(
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+            logit_scale=logit_scale,
+            **parts,
+        )
+
+    def compute_loss(
+        self,
+        image_embeds: torch.FloatTensor,
+        text_embeds: torch.FloatTensor,
+        logit_scale: torch.FloatTensor,
+        cyclic_weight_factor: float = 1.0,
+    ) -> CyCLIPLossOutput:
+        r"""
+        The model's loss of embeddings already at hand, as `forward` computes it and as the gradient cache needs it.
+
+        Args:
+            image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
+                Unit-norm image embeddings.
+            text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
+                Unit-norm text embeddings.
+            logit_scale (`torch.FloatTensor` of shape `()`):
+                The multiplier of the cosines, exponentiated.
+            cyclic_weight_factor (`float`, *optional*, defaults to 1.0):
+                Multiplies both cyclic weights of the configuration.
+
+        Returns:
+            [`CyCLIPLossOutput`]
+        """
+        return cyclip_loss(
+            image_embeds,
+            text_embeds.to(image_embeds.device),
+            logit_scale.to(image_embeds.device),
+            inmodal_cyclic_weight=self.config.inmodal_cyclic_weight * cyclic_weight_factor,
+            crossmodal_cyclic_weight=self.config.crossmodal_cyclic_weight * cyclic_weight_factor,
+            cyclic_reference_batch_size=self.config.cyclic_reference_batch_size,
+            process_group=training_process_group() if self.training else None,
+        )
+
+
+__all__ = ["CyCLIPModel", "CyCLIPOutput"]
