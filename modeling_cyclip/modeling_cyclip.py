@@ -1,9 +1,10 @@
 """PyTorch CyCLIP model: CLIP with the loss of CyCLIP."""
 
+import os
 from dataclasses import dataclass
 
 import torch
-from transformers import CLIPModel
+from transformers import CLIPModel, PreTrainedConfig
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -77,6 +78,41 @@ class CyCLIPModel(CLIPModel):
 
     # A contrastive loss is not a sum over samples, so the Trainer must not rescale it by their number.
     accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        **kwargs,
+    ) -> "CyCLIPModel":
+        r"""
+        [`~transformers.PreTrainedModel.from_pretrained`], which opens any CLIP checkpoint, and any of a subclass with
+        a `model_type` of its own (`CyCLIPResNetModel`) as that subclass.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*):
+                A name on the Hub or a folder.
+            config (`PreTrainedConfig`, `str` or `os.PathLike`, *optional*):
+                The configuration, where it is not the checkpoint's.
+            kwargs (*optional*):
+                What [`~transformers.PreTrainedModel.from_pretrained`] takes.
+
+        Returns:
+            [`CyCLIPModel`] or an instance of a subclass.
+        """
+        if isinstance(config, PreTrainedConfig):
+            model_type = config.model_type
+        else:
+            source = pretrained_model_name_or_path if config is None else config
+            model_type = PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
+        classes = {subclass.config_class.model_type: subclass for subclass in cls.__subclasses__()}
+        if model_type != cls.config_class.model_type and model_type in classes:
+            return classes[model_type].from_pretrained(
+                pretrained_model_name_or_path, *model_args, config=config, **kwargs
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
     @can_return_tuple
     def forward(

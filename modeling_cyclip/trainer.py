@@ -1,0 +1,197 @@
+"""The Trainer: transformers' own, with one contrastive batch a step and the parts of the loss in the log."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from .blockwise import in_batch_recall
+from .data_collator import CyCLIPDataCollator
+from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
+from .optimizer import ClampLogitScale, decay_parameter_names
+from .sampler import EpochSampler, KeyedDataset
+from .training_args import CyCLIPTrainingArguments
+
+
+LOSS_PARTS = ("contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
+
+
+class CyCLIPTrainer(Trainer):
+    r"""
+    Trains a [`CyCLIPModel`] on image-caption pairs.
+
+    The log of a step shows the loss, its three parts (unweighted, averaged since the last log), `logit_scale` (the
+    multiplier), the learning rate, and the image-to-text and text-to-image recall@1 within the last batch; an evaluation
+    reports `eval_loss` and its parts.
+
+    Args:
+        model ([`CyCLIPModel`]):
+            The model. Open any CLIP checkpoint with `CyCLIPModel.from_pretrained`.
+        args ([`CyCLIPTrainingArguments`]):
+            The arguments.
+        train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`, *optional*):
+            Rows with `image` (PIL image, `{"bytes", "path"}` or file name) and `caption` (a string, or a list of which
+            one is drawn each epoch).
+        eval_dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or `dict`, *optional*):
+            Rows of the same form; of several captions the first is taken.
+        processing_class ([`~transformers.CLIPProcessor`], *optional*):
+            Tokenizer and image processor, saved with every checkpoint.
+        data_collator (`Callable`, *optional*):
+            Defaults to a [`CyCLIPDataCollator`] with `processing_class`.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks.
+        kwargs (*optional*):
+            What [`~transformers.Trainer`] takes besides.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from transformers import AutoProcessor
+    >>> from modeling_cyclip import CyCLIPModel, CyCLIPTrainer, CyCLIPTrainingArguments
+
+    >>> trainer = CyCLIPTrainer(
+    ...     model=CyCLIPModel.from_pretrained("openai/clip-vit-base-patch32"),
+    ...     args=CyCLIPTrainingArguments(output_dir="out", per_device_train_batch_size=256, num_train_epochs=3),
+    ...     train_dataset=load_dataset("jxie/flickr8k", split="train").rename_column("caption_0", "caption"),
+    ...     processing_class=AutoProcessor.from_pretrained("openai/clip-vit-base-patch32"),
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    def __init__(
+        self,
+        model: CyCLIPModel,
+        args: CyCLIPTrainingArguments,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: ProcessorMixin | None = None,
+        data_collator: Callable[[list[dict]], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs,
+    ):
+        if not isinstance(model, CyCLIPModel):
+            raise ValueError(
+                f"CyCLIPTrainer trains a CyCLIPModel, got a {type(model).__name__}. Open a CLIP checkpoint with "
+                "`CyCLIPModel.from_pretrained(...)`."
+            )
+        if not isinstance(args, CyCLIPTrainingArguments):
+            raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
+            data_collator = CyCLIPDataCollator(processing_class)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=data_collator,
+            callbacks=[ClampLogitScale(), *(callbacks or [])],
+            **kwargs,
+        )
+        self._train_parts = _WeightedMean()
+        self._last_embeds: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        global_batch_size = self._train_batch_size * self.args.world_size
+        return self._get_dataloader(
+            dataset=KeyedDataset(self.train_dataset, seed),
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=lambda dataset: EpochSampler(len(dataset), global_batch_size, seed),
+            is_training=True,
+        )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        return decay_parameter_names(model)
+
+    def cyclic_weight_factor(self) -> float:
+        """Factor of the cyclic weights at this step: rises from 0 to 1 over `cyclic_warmup_ratio` of the training."""
+        warmup_steps = self.args.cyclic_warmup_ratio * self.state.max_steps
+        return min(1.0, self.state.global_step / warmup_steps) if warmup_steps > 0 else 1.0
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, CyCLIPOutput]:
+        outputs = model(**inputs, return_loss=True, cyclic_weight_factor=self.cyclic_weight_factor())
+        self._remember(outputs, outputs.image_embeds, outputs.text_embeds)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _remember(self, parts: CyCLIPOutput, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
+        """Keeps what the next log reports, without a copy to the host."""
+        self._train_parts.add({name: parts[name] for name in LOSS_PARTS}, weight=1)
+        self._last_embeds = image_embeds.detach(), text_embeds.detach()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._train_parts.drain())
+            image_to_text, text_to_image = in_batch_recall(*self.accelerator.gather(self._last_embeds))
+            logs["logit_scale"] = self.model.logit_scale.exp().item()
+            logs["image_to_text_recall@1"] = image_to_text.item()
+            logs["text_to_image_recall@1"] = text_to_image.item()
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self._eval_parts = _WeightedMean()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # transformers averages batches as if all were full; these are means over pairs.
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_parts.drain().items()})
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None, None]:
+        """The loss of the batch of all processes, and the embeddings as predictions."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**self._prepare_inputs(inputs))
+            # Samples that pad the last batch to one length over the processes are dropped here.
+            embeds = self.accelerator.gather_for_metrics((outputs.image_embeds, outputs.text_embeds))
+            parts = self.model.compute_loss(*embeds, outputs.logit_scale)
+        self._eval_parts.add(parts._asdict(), weight=len(embeds[0]))
+        return parts.loss, None if prediction_loss_only else (outputs.image_embeds, outputs.text_embeds), None
+
+
+class _WeightedMean:
+    """Weighted means of named numbers, summed on the device so that no step waits for the host."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor | float] = {}
+        self.weight = 0
+
+    def add(self, values: dict[str, torch.Tensor], weight: int) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach()
+        self.weight += weight
+
+    def drain(self) -> dict[str, float]:
+        means = {name: float(total) / self.weight for name, total in self.sums.items()}
+        self.sums, self.weight = {}, 0
+        return means
+
+
+__all__ = ["CyCLIPTrainer"]

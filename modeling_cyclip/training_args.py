@@ -1,0 +1,65 @@
+"""Arguments of [`CyCLIPTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+from transformers.training_args import SchedulerType
+
+
+@dataclass
+class CyCLIPTrainingArguments(TrainingArguments):
+    r"""
+    [`~transformers.TrainingArguments`] with the paper's optimizer as defaults (AdamW, 5e-4, weight decay 0.1, cosine, no
+    clipping) and what a contrastive loss needs. The weights of the cyclic terms belong to the model: see
+    [`CyCLIPConfig`].
+
+    Args:
+        cyclic_warmup_ratio (`float`, *optional*, defaults to 0.0):
+            Share of the training, in [0, 1], over which both cyclic weights rise linearly from zero. 0 is the paper's:
+            full weights from the first step, which can keep a small model from learning at all.
+    """
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate (paper: 5e-4)."})
+    weight_decay: float = field(
+        default=0.1, metadata={"help": "Weight decay of weights and embeddings; norms, biases and logit_scale have none."}
+    )
+    lr_scheduler_type: SchedulerType | str = field(
+        default="cosine", metadata={"help": "Learning rate schedule after the warm-up."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0, as in the paper, is none."})
+    per_device_train_batch_size: int = field(
+        default=128, metadata={"help": "Pairs a device: the contrastive batch is this times the number of processes."}
+    )
+    per_device_eval_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Pairs a device in evaluation. Default: the training batch, since eval_loss depends on it."},
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps (below 1: share of the run)."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: the collator reads the columns image and caption."}
+    )
+    cyclic_warmup_ratio: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training over which the cyclic weights rise linearly from zero (0: the paper's)."
+        },
+    )
+
+    def __post_init__(self):
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
+        super().__post_init__()
+        if not 0 <= self.cyclic_warmup_ratio <= 1:
+            raise ValueError(
+                f"`cyclic_warmup_ratio` is a share of the training and must be in [0, 1], got {self.cyclic_warmup_ratio}."
+            )
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must stay off: the collator reads the columns image and caption.")
+        if self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "`gradient_accumulation_steps` would split the contrastive batch and shrink the number of negatives. Set "
+                "`per_device_train_batch_size` to the batch that the loss should see."
+            )
+
+
+__all__ = ["CyCLIPTrainingArguments"]

@@ -1,0 +1,142 @@
+"""What run_cyclip.py can be told: the model and the data. How to train stands in `CyCLIPTrainingArguments`."""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from modeling_cyclip import CyCLIPTrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained: a checkpoint, a config.json, or one of the named sizes from scratch."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from, a CyCLIP one or any CLIP: a folder or a Hub id."}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "config.json (or its folder, or a Hub id) of a model to train from scratch."}
+    )
+    model_size: str | None = field(
+        default=None,
+        metadata={"help": "Named size to train from scratch: nano, tiny, small, base-32, base-16 or large-14."},
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the images in pixels, for a named size (default: the size's own)."}
+    )
+    patch_size: int | None = field(
+        default=None, metadata={"help": "Side of a patch in pixels, for a named size (default: the size's own)."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer, a folder or a Hub id. Default: the checkpoint's, or from scratch a CLIP tokenizer trained "
+            "on the captions."
+        },
+    )
+    vocab_size: int = field(
+        default=49408, metadata={"help": "Largest vocabulary of a tokenizer trained on the captions (at least 514)."}
+    )
+    inmodal_cyclic_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the in-modal term, lambda 1 (default: the checkpoint's, or 0.25)."}
+    )
+    crossmodal_cyclic_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the cross-modal term, lambda 2 (default: the checkpoint's, or 0.25)."}
+    )
+    cyclic_reference_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Batch the two weights were chosen for; scales them by it over the batch (default: off)."},
+    )
+
+    def __post_init__(self):
+        given = [name for name in ("model_name_or_path", "config_name", "model_size") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                "Say which model to train by exactly one of --model_name_or_path (go on from a checkpoint), --config_name "
+                f"or --model_size (from scratch); got {', '.join('--' + name for name in given) or 'none of them'}."
+            )
+        if self.model_size is None and (self.image_size or self.patch_size):
+            raise ValueError("--image_size and --patch_size belong to --model_size; a checkpoint or config has its own.")
+
+
+@dataclass
+class DataArguments:
+    """Where the image-caption pairs come from."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub dataset, or a folder that `datasets.load_dataset` opens (images included)."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Training split, such as train, or noto+twemoji."})
+    validation_split: str | None = field(default=None, metadata={"help": "Split of the same dataset for eval_loss."})
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "csv, tsv, json, jsonl or parquet file of pairs; image paths are relative to the file."},
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "File of the same form for eval_loss."})
+    delimiter: str | None = field(
+        default=None, metadata={"help": "Column delimiter of a csv file (default: comma, tab in .tsv files)."}
+    )
+    image_column: str = field(default="image", metadata={"help": "Column of images or image paths."})
+    caption_column: str = field(
+        default="caption",
+        metadata={"help": "Column of captions: text, lists of texts (one is drawn each epoch), or class labels."},
+    )
+    caption_templates: list[str] | None = field(
+        default=None,
+        metadata={"help": "With a class label column: templates such as 'a photo of a {}.', one is drawn each epoch."},
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many pairs only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many pairs only."})
+
+    def __post_init__(self):
+        if (self.dataset_name is None) == (self.train_file is None):
+            raise ValueError(
+                "Say where the pairs come from by one of --dataset_name (Hub or folder) and --train_file (csv, tsv, json, "
+                "jsonl, parquet)."
+            )
+        if self.validation_file and self.dataset_name:
+            raise ValueError("--validation_file goes with --train_file; with --dataset_name take --validation_split.")
+        if self.validation_split and self.train_file:
+            raise ValueError("--validation_split goes with --dataset_name; with --train_file take --validation_file.")
+
+
+def parse_arguments(
+    argv: list[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, CyCLIPTrainingArguments]:
+    """The arguments of the command line, over those of `--config FILE.yaml`, over the defaults."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, CyCLIPTrainingArguments),
+        allow_abbrev=False,
+        description="Train CLIP with cyclic consistency on image-caption pairs.",
+    )
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for adding in (parser, config_parser):
+        adding.add_argument("--config", help="YAML file of arguments; the command line overrides it.")
+    config = config_parser.parse_known_args(argv)[0].config
+    if config is not None:
+        parser.set_defaults(**_read_config(parser, Path(config)))
+    try:
+        # The last namespace holds --config alone.
+        *arguments, _ = parser.parse_args_into_dataclasses(argv)
+    except ValueError as error:
+        parser.error(str(error))
+    return tuple(arguments)
+
+
+def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"--config {path} cannot be read: {error}")
+    if not isinstance(values, dict):
+        parser.error(f"--config {path} must hold `argument: value` lines.")
+    known = {action.dest for action in parser._actions}
+    if unknown := sorted(set(values) - known):
+        parser.error(f"--config {path} has arguments that do not exist: {', '.join(unknown)}.")
+    return values

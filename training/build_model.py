@@ -1,0 +1,115 @@
+"""The model and its processor, from a checkpoint or from scratch."""
+
+from collections.abc import Iterable
+
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
+
+from modeling_cyclip import CyCLIPConfig, CyCLIPModel
+from training.arguments import ModelArguments
+from training.tokenizer import check_tokenizer, train_tokenizer
+
+
+def _size(
+    vision_width: int, vision_layers: int, patch_size: int, image_size: int, text_width: int, text_layers: int, dim: int
+) -> dict:
+    # 64 wide heads as in CLIP, 32 where a tower would have fewer than four of them.
+    vision_heads, text_heads = (width // (64 if width >= 256 else 32) for width in (vision_width, text_width))
+    return {
+        "projection_dim": dim,
+        "vision_config": {
+            "hidden_size": vision_width,
+            "intermediate_size": 4 * vision_width,
+            "num_hidden_layers": vision_layers,
+            "num_attention_heads": vision_heads,
+            "patch_size": patch_size,
+            "image_size": image_size,
+            "projection_dim": dim,
+        },
+        "text_config": {
+            "hidden_size": text_width,
+            "intermediate_size": 4 * text_width,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": text_heads,
+            "projection_dim": dim,
+        },
+    }
+
+
+# Vision width, layers, patch, image; text width, layers; joint dimension. base and large are OpenAI's ViTs (Radford et
+# al., 2021, table 20); tiny and small are the towers of Touvron et al. (2021) with text towers to match.
+MODEL_SIZES = {
+    "nano": _size(128, 4, 8, 64, 128, 2, 128),
+    "tiny": _size(192, 12, 16, 224, 192, 6, 256),
+    "small": _size(384, 12, 16, 224, 384, 12, 384),
+    "base-32": _size(768, 12, 32, 224, 512, 12, 512),
+    "base-16": _size(768, 12, 16, 224, 512, 12, 512),
+    "large-14": _size(1024, 24, 14, 224, 768, 12, 768),
+}
+
+
+def build_model_and_processor(
+    args: ModelArguments, captions: Iterable[str]
+) -> tuple[CyCLIPModel, CLIPProcessor]:
+    r"""
+    Args:
+        args ([`ModelArguments`]):
+            Which model.
+        captions (`Iterable[str]`):
+            Read only where a tokenizer is trained.
+
+    Raises:
+        `ValueError`: a size that does not exist, or a tokenizer that does not fit the model.
+    """
+    weights = {
+        name: getattr(args, name)
+        for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight", "cyclic_reference_batch_size")
+        if getattr(args, name) is not None
+    }
+    if args.model_name_or_path is not None:
+        model = CyCLIPModel.from_pretrained(args.model_name_or_path, **weights)
+        processor = CLIPProcessor.from_pretrained(args.model_name_or_path)
+        if args.tokenizer_name is not None:
+            processor = CLIPProcessor(processor.image_processor, AutoTokenizer.from_pretrained(args.tokenizer_name))
+        check_tokenizer(processor.tokenizer, model.config)
+        return model, processor
+
+    config = _scratch_config(args, weights)
+    text_config = config.text_config
+    if args.tokenizer_name is not None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+    else:
+        tokenizer = train_tokenizer(captions, args.vocab_size, text_config.max_position_embeddings)
+    if args.model_size is not None or args.tokenizer_name is None:
+        _fit_vocabulary(text_config, tokenizer)
+    check_tokenizer(tokenizer, config)
+    image_size = config.vision_config.image_size
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+    )
+    return CyCLIPModel(config), CLIPProcessor(image_processor, tokenizer)
+
+
+def _scratch_config(args: ModelArguments, weights: dict) -> CyCLIPConfig:
+    if args.config_name is not None:
+        return CyCLIPConfig.from_pretrained(args.config_name, **weights)
+    if args.model_size not in MODEL_SIZES:
+        raise ValueError(f"--model_size {args.model_size} does not exist; there are {', '.join(MODEL_SIZES)}.")
+    size = MODEL_SIZES[args.model_size]
+    vision_config = dict(size["vision_config"])
+    if args.image_size is not None:
+        vision_config["image_size"] = args.image_size
+    if args.patch_size is not None:
+        vision_config["patch_size"] = args.patch_size
+    if vision_config["image_size"] % vision_config["patch_size"]:
+        raise ValueError(
+            f"Images of {vision_config['image_size']} pixels do not divide into patches of {vision_config['patch_size']}: "
+            "set --image_size and --patch_size."
+        )
+    return CyCLIPConfig(**{**size, "vision_config": vision_config}, **weights)
+
+
+def _fit_vocabulary(text_config, tokenizer: PreTrainedTokenizerBase) -> None:
+    text_config.vocab_size = len(tokenizer)
+    text_config.bos_token_id = tokenizer.bos_token_id
+    text_config.eos_token_id = tokenizer.eos_token_id
+    text_config.pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,54 @@
+"""Trains CLIP with cyclic consistency on image-caption pairs.
+
+    accelerate launch training/run_cyclip.py --config training/recipes/cifar10.yaml
+    accelerate launch training/run_cyclip.py --model_size small --train_file pairs.csv --output_dir out
+"""
+
+import logging
+import sys
+
+import transformers
+from transformers.trainer_utils import set_seed
+
+from modeling_cyclip import CyCLIPTrainer
+from training.arguments import parse_arguments
+from training.build_model import build_model_and_processor
+from training.captions import iterate_captions, load_captioned_datasets
+
+
+def main(argv: list[str] | None = None) -> None:
+    model_args, data_args, training_args = parse_arguments(argv)
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", handlers=[logging.StreamHandler()])
+    transformers.utils.logging.set_verbosity_info() if training_args.should_log else None
+    set_seed(training_args.seed)
+
+    try:
+        with training_args.main_process_first(desc="loading the data"):
+            train_dataset, eval_dataset = load_captioned_datasets(data_args)
+        model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
+        trainer = CyCLIPTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor,
+        )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if eval_dataset is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+
+    if trainer.is_world_process_zero():
+        print(
+            f"\nThe model is in {training_args.output_dir}. To use it:\n\n"
+            '    classify = transformers.pipeline("zero-shot-image-classification", '
+            f'model="{training_args.output_dir}")\n'
+        )
+
+
+if __name__ == "__main__":
+    main()
