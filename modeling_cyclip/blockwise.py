@@ -28,6 +28,15 @@ def full_precision(device_type: str):
             torch.backends.cuda.matmul.fp32_precision = previous
 
 
+def refuse_second_derivatives() -> None:
+    """To be called in a backward pass, where gradients are recorded only for the sake of second derivatives."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "The loss has first derivatives only: call backward without `create_graph=True`, or compute a loss from the "
+            "dense similarities where second derivatives are needed."
+        )
+
+
 class BlockwiseContrastiveLoss(torch.autograd.Function):
     """
     Cross-entropy over the rows and the columns of the scaled similarities, averaged (CyCLIP, section 2; CLIP).
@@ -80,11 +89,7 @@ class BlockwiseContrastiveLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "The blockwise contrastive loss has first derivatives only: call backward without `create_graph=True`, "
-                "or compute a loss from the dense similarities where second derivatives are needed."
-            )
+        refuse_second_derivatives()
         image_embeds, text_embeds, logit_scale, row_lse, column_lse = ctx.saved_tensors
         num_rows, num_columns = image_embeds.shape[0], text_embeds.shape[0]
         needs_image_grad, needs_text_grad, needs_scale_grad, _ = ctx.needs_input_grad

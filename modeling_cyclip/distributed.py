@@ -1,10 +1,10 @@
-"""Sums and concatenations over processes through which gradients flow.
+"""Sums and concatenations over processes.
 
 Every process computes the one loss of the global batch. Data-parallel wrappers (DDP, FSDP) then average the gradients of
-the W processes, where the gradient of that one loss is their sum: the two operations here and the contrastive term
-multiply by W, once on every path from the loss to an embedding, so that the average comes out as the exact gradient.
+the W processes, where the gradient of that one loss is their sum: the contrastive and the cyclic terms multiply theirs by
+W, so that the average comes out as the exact gradient.
 
-Without a process group (`None`) each is the identity.
+Without a process group (`None`) each operation here is the identity.
 """
 
 import torch
@@ -41,22 +41,10 @@ def all_gather_stack(tensor: Tensor, process_group: dist.ProcessGroup | None) ->
     """`tensor` of every process, of shape `(world_size, *tensor.shape)`, without gradient."""
     if process_group is None:
         return tensor.detach()[None]
-    gathered = tensor.new_empty(world_size(process_group), *tensor.shape)
-    dist.all_gather_into_tensor(gathered, tensor.detach().contiguous(), group=process_group)
-    return gathered
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor, process_group):
-        ctx.world_size = world_size(process_group)
-        return all_reduce_sum(tensor, process_group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        # Each process holds the same function of the sum, hence the same gradient: nothing to exchange.
-        return grad * ctx.world_size, None
+    rows = tensor.detach().contiguous()
+    gathered = rows.new_empty(world_size(process_group) * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows, group=process_group)
+    return gathered.view(-1, *rows.shape)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -71,11 +59,6 @@ class _GatherRows(torch.autograd.Function):
         n = grad.shape[0] // world_size(ctx.process_group)
         start = rank(ctx.process_group) * n
         return all_reduce_sum(grad, ctx.process_group)[start : start + n], None
-
-
-def sum_over_processes(tensor: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
-    """The sum of `tensor` over the processes, differentiable, to be put into a loss that every process computes."""
-    return tensor if process_group is None else _SumOverProcesses.apply(tensor, process_group)
 
 
 def gather_rows(tensor: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:

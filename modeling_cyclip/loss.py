@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .blockwise import contrastive_loss, full_precision
-from .distributed import sum_over_processes, world_size
+from .blockwise import contrastive_loss
+from .cyclic import CyclicProducts
+from .distributed import world_size
 
 
 class CyCLIPLossOutput(NamedTuple):
@@ -104,26 +105,17 @@ def cyclip_loss(
 
     contrastive = contrastive_loss(image_embeds, text_embeds, logit_scale.reshape(()), process_group)
 
-    # With equal weights ⟨X,Xᵀ⟩ cancels out of the loss, and with none neither product is in it: then they are only
-    # reported and take no part in the backward pass.
-    norm, transposed = _cyclic_products(
-        image_embeds,
-        text_embeds,
-        process_group,
-        need_grad=(
-            inmodal_cyclic_weight + crossmodal_cyclic_weight > 0,
-            inmodal_cyclic_weight != crossmodal_cyclic_weight,
-        ),
-    )
+    norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, process_group)
     batch_size = len(image_embeds) * world_size(process_group)
-    weighted = (
-        (inmodal_cyclic_weight + crossmodal_cyclic_weight) * norm
-        + (inmodal_cyclic_weight - crossmodal_cyclic_weight) * transposed
-    ) / (2 * batch_size)
-    if cyclic_reference_batch_size is not None:
-        weighted = weighted * (cyclic_reference_batch_size / batch_size)
+    factor = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
+    loss = contrastive
+    # A product whose weight is zero is only reported: ⟨Y,Yᵀ⟩ with equal weights, both for CLIP.
+    if (weight_sum := inmodal_cyclic_weight + crossmodal_cyclic_weight) > 0:
+        loss = loss + factor * weight_sum / (2 * batch_size) * norm
+    if (weight_difference := inmodal_cyclic_weight - crossmodal_cyclic_weight) != 0:
+        loss = loss + factor * weight_difference / (2 * batch_size) * transposed
     return CyCLIPLossOutput(
-        loss=contrastive + weighted,
+        loss=loss,
         contrastive_loss=contrastive.detach(),
         inmodal_cyclic_loss=(norm + transposed).detach() / (2 * batch_size),
         crossmodal_cyclic_loss=(norm - transposed).detach() / (2 * batch_size),
@@ -158,7 +150,7 @@ def cyclic_regularisers(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tens
     ```
     """
     image_embeds, text_embeds = _prepare(image_embeds, text_embeds)
-    norm, transposed = _cyclic_products(image_embeds, text_embeds)
+    norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, None)
     return (norm + transposed) / (2 * len(image_embeds)), (norm - transposed) / (2 * len(image_embeds))
 
 
@@ -175,40 +167,6 @@ def _prepare(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]
         raise ValueError(f"Embeddings must be floating point, got {image_embeds.dtype} and {text_embeds.dtype}.")
     dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
     return image_embeds.to(dtype), text_embeds.to(dtype)
-
-
-def _cyclic_products(
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-    process_group: dist.ProcessGroup | None = None,
-    need_grad: tuple[bool, bool] = (True, True),
-) -> tuple[Tensor, Tensor]:
-    """
-    The two numbers that both terms are made of. With S = I + T and D = I − T, the N×N matrix Y = S·Dᵀ has
-    IIᵀ − TTᵀ as its symmetric part and TIᵀ − ITᵀ as its antisymmetric part, so that
-
-        in-modal = (‖Y‖² + ⟨Y,Yᵀ⟩) / 2N        cross-modal = (‖Y‖² − ⟨Y,Yᵀ⟩) / 2N
-
-    and, by d×d Gram matrices, ‖Y‖² = ⟨SᵀS, DᵀD⟩ and ⟨Y,Yᵀ⟩ = ⟨X,Xᵀ⟩ with X = SᵀD. Y is the cheaper of the two where
-    N ≤ d; over several processes the Gram matrices are, being sums over the rows.
-    """
-    grad_enabled = torch.is_grad_enabled()
-    dense = process_group is None and image_embeds.shape[0] <= image_embeds.shape[1]
-    with full_precision(image_embeds.device.type):
-        with torch.set_grad_enabled(grad_enabled and need_grad[0]):
-            total, difference = image_embeds + text_embeds, image_embeds - text_embeds
-            if dense:
-                mixed = total @ difference.T
-                norm = mixed.square().sum()
-            else:
-                with torch.set_grad_enabled(grad_enabled and need_grad[1]):
-                    mixed = total.T @ difference
-                grams = torch.stack([total.T @ total, difference.T @ difference, mixed])
-                total_gram, difference_gram, mixed = sum_over_processes(grams, process_group)
-                norm = (total_gram * difference_gram).sum()
-        with torch.set_grad_enabled(grad_enabled and need_grad[1]):
-            transposed = (mixed * mixed.T).sum()
-    return norm, transposed
 
 
 __all__ = ["CyCLIPLossOutput", "cyclic_regularisers", "cyclip_loss"]

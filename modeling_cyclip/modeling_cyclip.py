@@ -153,10 +153,8 @@ class CyCLIPModel(CLIPModel):
         text_outputs = self.get_text_features(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
-        image_embeds = vision_outputs.pooler_output
-        text_embeds = text_outputs.pooler_output
-        image_embeds = image_embeds / image_embeds.norm(dim=-1, keepdim=True)
-        text_embeds = text_embeds / text_embeds.norm(dim=-1, keepdim=True)
+        image_embeds = _unit_norm(vision_outputs.pooler_output)
+        text_embeds = _unit_norm(text_outputs.pooler_output)
         logit_scale = self.logit_scale.exp()
 
         logits_per_image = logits_per_text = None
@@ -211,6 +209,11 @@ class CyCLIPModel(CLIPModel):
             cyclic_reference_batch_size=self.config.cyclic_reference_batch_size,
             process_group=training_process_group() if self.training else None,
         )
+
+
+def _unit_norm(features: torch.Tensor) -> torch.Tensor:
+    # In CLIPModel's own steps, so that both give the same bits.
+    return features / features.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
 
 
 __all__ = ["CyCLIPModel", "CyCLIPOutput"]

@@ -45,7 +45,8 @@ class ModelArguments:
         default=None, metadata={"help": "Weight of the in-modal term, lambda 1 (default: the checkpoint's, or 0.25)."}
     )
     crossmodal_cyclic_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the cross-modal term, lambda 2 (default: the checkpoint's, or 0.25)."}
+        default=None,
+        metadata={"help": "Weight of the cross-modal term, lambda 2 (default: the checkpoint's, or 0.25)."},
     )
     cyclic_reference_batch_size: int | None = field(
         default=None,
@@ -60,7 +61,9 @@ class ModelArguments:
                 f"or --model_size (from scratch); got {', '.join('--' + name for name in given) or 'none of them'}."
             )
         if self.model_size is None and (self.image_size or self.patch_size):
-            raise ValueError("--image_size and --patch_size belong to --model_size; a checkpoint or config has its own.")
+            raise ValueError(
+                "--image_size and --patch_size belong to --model_size; a checkpoint or config has its own."
+            )
 
 
 @dataclass
@@ -68,7 +71,8 @@ class DataArguments:
     """Where the image-caption pairs come from."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub dataset, or a folder that `datasets.load_dataset` opens (images included)."}
+        default=None,
+        metadata={"help": "Hub dataset, or a folder that `datasets.load_dataset` opens (images included)."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Training split, such as train, or noto+twemoji."})

@@ -10,7 +10,13 @@ from training.tokenizer import check_tokenizer, train_tokenizer
 
 
 def _size(
-    vision_width: int, vision_layers: int, patch_size: int, image_size: int, text_width: int, text_layers: int, dim: int
+    vision_width: int,
+    vision_layers: int,
+    patch_size: int,
+    image_size: int,
+    text_width: int,
+    text_layers: int,
+    dim: int,
 ) -> dict:
     # 64 wide heads as in CLIP, 32 where a tower would have fewer than four of them.
     vision_heads, text_heads = (width // (64 if width >= 256 else 32) for width in (vision_width, text_width))
@@ -47,9 +53,7 @@ MODEL_SIZES = {
 }
 
 
-def build_model_and_processor(
-    args: ModelArguments, captions: Iterable[str]
-) -> tuple[CyCLIPModel, CLIPProcessor]:
+def build_model_and_processor(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, CLIPProcessor]:
     r"""
     Args:
         args ([`ModelArguments`]):

@@ -87,21 +87,27 @@ def _captioned(dataset: Dataset, args: DataArguments, max_samples: int | None, p
     if len(dataset) == 0:
         raise ValueError(f"All {num_rows} captions of the {purpose} set are empty.")
     if len(dataset) < num_rows:
-        logger.warning(f"{num_rows - len(dataset)} of {num_rows} {purpose} pairs have an empty caption and are left out.")
+        logger.warning(
+            f"{num_rows - len(dataset)} of {num_rows} {purpose} pairs have an empty caption and are left out."
+        )
     _check_images(dataset, purpose)
     return dataset
 
 
 def _check_column(dataset: Dataset, column: str, option: str) -> None:
     if column not in dataset.column_names:
-        raise ValueError(f"There is no column '{column}'; the data has {', '.join(dataset.column_names)}. Set {option}.")
+        raise ValueError(
+            f"There is no column '{column}'; the data has {', '.join(dataset.column_names)}. Set {option}."
+        )
 
 
 def _with_images(dataset: Dataset, column: str) -> Dataset:
     _check_column(dataset, column, "--image_column")
     feature = dataset.features[column]
     if not (isinstance(feature, Image) or feature == Value("string")):
-        raise ValueError(f"Column '{column}' holds {_describe(feature)}, not images or paths of images. Set --image_column.")
+        raise ValueError(
+            f"Column '{column}' holds {_describe(feature)}, not images or paths of images. Set --image_column."
+        )
     if column != "image":
         dataset = dataset.remove_columns([name for name in dataset.column_names if name == "image"])
         dataset = dataset.rename_column(column, "image")

@@ -1,7 +1,7 @@
 """Trains CLIP with cyclic consistency on image-caption pairs.
 
-    accelerate launch training/run_cyclip.py --config training/recipes/cifar10.yaml
-    accelerate launch training/run_cyclip.py --model_size small --train_file pairs.csv --output_dir out
+accelerate launch training/run_cyclip.py --config training/recipes/cifar10.yaml
+accelerate launch training/run_cyclip.py --model_size small --train_file pairs.csv --output_dir out
 """
 
 import logging
@@ -18,7 +18,9 @@ from training.captions import iterate_captions, load_captioned_datasets
 
 def main(argv: list[str] | None = None) -> None:
     model_args, data_args, training_args = parse_arguments(argv)
-    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", handlers=[logging.StreamHandler()])
+    logging.basicConfig(
+        format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", handlers=[logging.StreamHandler()]
+    )
     transformers.utils.logging.set_verbosity_info() if training_args.should_log else None
     set_seed(training_args.seed)
 

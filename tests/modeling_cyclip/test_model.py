@@ -1,0 +1,172 @@
+"""CyCLIPModel: CLIP's outputs, CyCLIP's loss, and checkpoints that are CLIP checkpoints."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModel, CLIPConfig, CLIPModel
+
+from modeling_cyclip import CyCLIPConfig, CyCLIPModel, cyclip_loss
+
+
+@pytest.fixture
+def inputs(processor, pairs):
+    captions = [captions[0] for captions in pairs["caption"][:6]]
+    text_inputs = processor.tokenizer(captions, padding=True, return_tensors="pt")
+    pixel_values = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return {**text_inputs, "pixel_values": pixel_values}
+
+
+def test_evaluation_gives_clips_outputs(model, inputs):
+    model.eval()
+    clip = CLIPModel(CLIPConfig(**model.config.to_dict())).eval()
+    clip.load_state_dict(model.state_dict())
+    ours, theirs = model(**inputs), clip(**inputs)
+    for name in ("logits_per_image", "logits_per_text", "image_embeds", "text_embeds"):
+        torch.testing.assert_close(ours[name], theirs[name])
+    assert ours.loss is None
+
+
+def test_loss_is_cyclips_with_the_weights_of_the_configuration(model, inputs):
+    model.config.inmodal_cyclic_weight, model.config.crossmodal_cyclic_weight = 0.5, 0.125
+    model.config.cyclic_reference_batch_size = 12
+    output = model(**inputs, return_loss=True)
+    expected = cyclip_loss(
+        output.image_embeds,
+        output.text_embeds,
+        model.logit_scale.exp(),
+        inmodal_cyclic_weight=0.5,
+        crossmodal_cyclic_weight=0.125,
+        cyclic_reference_batch_size=12,
+    )
+    for name, value in expected._asdict().items():
+        assert torch.equal(output[name], value)
+
+
+def test_both_weights_zero_is_clip(model, inputs):
+    model.config.inmodal_cyclic_weight = model.config.crossmodal_cyclic_weight = 0.0
+    clip = CLIPModel(CLIPConfig(**model.config.to_dict()))
+    clip.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(**inputs, return_loss=True).loss, clip(**inputs, return_loss=True).loss)
+
+
+def test_training_builds_no_logits_and_trains_every_parameter(model, inputs):
+    model.train()
+    output = model(**inputs, return_loss=True)
+    assert output.logits_per_image is None and output.logits_per_text is None
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_weight_factor_scales_both_terms(model, inputs):
+    half = model(**inputs, return_loss=True, cyclic_weight_factor=0.5)
+    cyclic = half.inmodal_cyclic_loss + half.crossmodal_cyclic_loss
+    torch.testing.assert_close(half.loss, half.contrastive_loss + 0.5 * 0.25 * cyclic)
+
+
+def test_tuple_output_starts_with_the_loss(model, inputs):
+    model.eval()
+    output = model(**inputs, return_loss=True)
+    as_tuple = model(**inputs, return_loss=True, return_dict=False)
+    assert torch.equal(as_tuple[0], output.loss) and torch.equal(as_tuple[1], output.logits_per_image)
+
+
+def test_compiled_towers_give_the_same_loss(model, inputs):
+    expected = model(**inputs, return_loss=True).loss
+    expected.backward()
+    gradient = model.visual_projection.weight.grad.clone()
+    model.zero_grad()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    loss = compiled(**inputs, return_loss=True).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(model.visual_projection.weight.grad, gradient)
+
+
+def test_saved_checkpoint_is_a_clip_checkpoint(model, inputs, tmp_path):
+    model.config.inmodal_cyclic_weight = 0.5
+    model.eval().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["model_type"] == "clip" and saved["architectures"] == ["CLIPModel"]
+    expected = model(**inputs).logits_per_image
+    for model_class in (AutoModel, CLIPModel, CyCLIPModel):
+        reopened = model_class.from_pretrained(tmp_path)
+        assert torch.equal(reopened(**inputs).logits_per_image, expected)
+    assert isinstance(reopened.config, CyCLIPConfig) and reopened.config.inmodal_cyclic_weight == 0.5
+
+
+def test_clip_checkpoint_opens_with_the_papers_weights(model, tmp_path):
+    CLIPModel(CLIPConfig(**model.config.to_dict())).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight", "cyclic_reference_batch_size"):
+        config.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    reopened = CyCLIPModel.from_pretrained(tmp_path, crossmodal_cyclic_weight=0)
+    assert reopened.config.inmodal_cyclic_weight == 0.25 and reopened.config.crossmodal_cyclic_weight == 0
+
+
+# Run where `modeling_cyclip` cannot be imported, as on a machine that has plain transformers only.
+PLAIN_TRANSFORMERS = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("modeling_cyclip", "training", "evaluation"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+import json
+import torch
+from PIL import Image
+from transformers import AutoModel, CLIPModel, CLIPProcessor, pipeline
+
+folder = sys.argv[1]
+image, labels = Image.new("RGB", (16, 16), (220, 30, 30)), ["red number 1", "blue number 2"]
+inputs = CLIPProcessor.from_pretrained(folder)(text=labels, images=image, padding=True, return_tensors="pt")
+logits = [cls.from_pretrained(folder)(**inputs).logits_per_image[0].tolist() for cls in (AutoModel, CLIPModel)]
+scores = pipeline("zero-shot-image-classification", model=folder)(
+    image, candidate_labels=labels, hypothesis_template="{}"
+)
+print(json.dumps({"logits": logits, "scores": {score["label"]: score["score"] for score in scores}}))
+"""
+
+
+def test_checkpoint_opens_where_this_package_is_not_installed(model, processor, tmp_path):
+    from PIL import Image
+
+    model.eval().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    labels = ["red number 1", "blue number 2"]
+    image = Image.new("RGB", (16, 16), (220, 30, 30))
+    expected = model(**processor(text=labels, images=image, padding=True, return_tensors="pt")).logits_per_image[0]
+
+    run = subprocess.run(
+        [sys.executable, "-c", PLAIN_TRANSFORMERS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+
+    result = json.loads(run.stdout.strip().splitlines()[-1])
+    for logits in result["logits"]:
+        assert logits == pytest.approx(expected.tolist(), abs=1e-6)
+    for label, probability in zip(labels, expected.softmax(dim=0).tolist(), strict=True):
+        assert result["scores"][label] == pytest.approx(probability, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [("inmodal_cyclic_weight", -1.0), ("crossmodal_cyclic_weight", float("nan")), ("cyclic_reference_batch_size", 0)],
+)
+def test_configuration_refuses_values_without_meaning(option, value):
+    with pytest.raises(Exception, match=option):
+        CyCLIPConfig(**{option: value})
+
+
+def test_configuration_refuses_a_weight_that_is_no_number():
+    with pytest.raises(Exception, match="inmodal_cyclic_weight"):
+        CyCLIPConfig(inmodal_cyclic_weight="0.25")
