@@ -1,16 +1,15 @@
-"""Which sample comes when, and which of its captions: a function of (seed, epoch, sample), drawn by no generator's state."""
+"""Which sample comes when: a function of (seed, epoch), drawn by no generator's state."""
 
 import random
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
     r"""
-    A shuffle of the dataset for every epoch, cut to whole batches, as keys `(epoch, index)` of [`KeyedDataset`].
+    A shuffle of the dataset for every epoch, cut to whole batches, as keys `(epoch, index)` of [`CaptionedSamples`].
 
     The order depends on the seed and the epoch alone, so that a resumed run, or one with other workers or processes, sees
     the same. The tail that fills no batch is left out: padding it with repeats would make false negatives.
@@ -48,33 +47,6 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         return self.num_samples - self.num_samples % self.batch_size
-
-
-class KeyedDataset(Dataset):
-    r"""
-    A captioned dataset read by keys `(epoch, index)`: of several captions, one is drawn each epoch.
-
-    Args:
-        dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
-            Rows with `image` and `caption` (a string, or a list of strings).
-        seed (`int`):
-            Seed of the draw.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset = dataset
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key
-        row = self.dataset[index]
-        caption = row["caption"]
-        if not isinstance(caption, str):
-            caption = random.Random(keyed_seed(self.seed, epoch, index)).choice(caption)
-        return {**row, "caption": caption}
 
 
 def keyed_seed(*key: int) -> int:

@@ -1,6 +1,7 @@
 """The Trainer: transformers' own, with one contrastive batch a step and the parts of the loss in the log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,14 +9,19 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from .blockwise import in_batch_recall
 from .data_collator import CyCLIPDataCollator
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import ClampLogitScale, decay_parameter_names
-from .sampler import EpochSampler, KeyedDataset
+from .gradient_cache import cached_step
+from .sampler import EpochSampler
+from .samples import CaptionedSamples, SampleCollator
 from .training_args import CyCLIPTrainingArguments
 
+
+logger = logging.get_logger(__name__)
 
 LOSS_PARTS = ("contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
 
@@ -96,21 +102,43 @@ class CyCLIPTrainer(Trainer):
             callbacks=[ClampLogitScale(), *(callbacks or [])],
             **kwargs,
         )
+        self.broken_images: dict[int, str] = {}
         self._train_parts = _WeightedMean()
         self._last_embeds: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        seed = self._data_seed()
         global_batch_size = self._train_batch_size * self.args.world_size
         return self._get_dataloader(
-            dataset=KeyedDataset(self.train_dataset, seed),
+            dataset=CaptionedSamples(self.train_dataset, seed),
             description="Training",
             batch_size=self._train_batch_size,
-            sampler_fn=lambda dataset: EpochSampler(len(dataset), global_batch_size, seed),
+            sampler_fn=lambda samples: EpochSampler(len(samples), global_batch_size, seed),
             is_training=True,
         )
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        elif eval_dataset is None:
+            eval_dataset = self.eval_dataset
+        if eval_dataset is None or isinstance(eval_dataset, IterableDataset):
+            return super().get_eval_dataloader(eval_dataset)
+        return self._get_dataloader(
+            dataset=CaptionedSamples(eval_dataset, self._data_seed()),
+            description="Evaluation",
+            batch_size=self.args.eval_batch_size,
+            sampler_fn=self._get_eval_sampler,
+        )
+
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        # The one place where transformers lets a dataset have a collator of its own.
+        return SampleCollator(data_collator)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return decay_parameter_names(model)
@@ -119,6 +147,26 @@ class CyCLIPTrainer(Trainer):
         """Factor of the cyclic weights at this step: rises from 0 to 1 over `cyclic_warmup_ratio` of the training."""
         warmup_steps = self.args.cyclic_warmup_ratio * self.state.max_steps
         return min(1.0, self.state.global_step / warmup_steps) if warmup_steps > 0 else 1.0
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self.args.gradient_cache_chunk_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        parts, image_embeds, text_embeds = cached_step(
+            model,
+            self._prepare_inputs(inputs),
+            self.args.gradient_cache_chunk_size,
+            compute_loss=partial(self.model.compute_loss, cyclic_weight_factor=self.cyclic_weight_factor()),
+            backward=self.accelerator.backward,
+            no_sync=partial(self.accelerator.no_sync, model),
+        )
+        self._remember(parts._asdict(), image_embeds, text_embeds)
+        return parts.loss.detach()
 
     def compute_loss(
         self,
@@ -131,10 +179,22 @@ class CyCLIPTrainer(Trainer):
         self._remember(outputs, outputs.image_embeds, outputs.text_embeds)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def _remember(self, parts: CyCLIPOutput, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
+    def _remember(
+        self, parts: Mapping[str, torch.Tensor], image_embeds: torch.Tensor, text_embeds: torch.Tensor
+    ) -> None:
         """Keeps what the next log reports, without a copy to the host."""
         self._train_parts.add({name: parts[name] for name in LOSS_PARTS}, weight=1)
         self._last_embeds = image_embeds.detach(), text_embeds.detach()
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        # What the samples tell the Trainer is no input of the model.
+        broken_images = inputs.pop("broken_images", {})
+        self._sample_index = inputs.pop("sample_index", None)
+        for index, reason in broken_images.items():
+            if index not in self.broken_images:
+                logger.warning(f"Row {index} is left out, its image cannot be read: {reason}")
+        self.broken_images.update(broken_images)
+        return super()._prepare_inputs(inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -154,6 +214,7 @@ class CyCLIPTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self._eval_parts = _WeightedMean()
+        self._eval_rows_seen: set[int] = set()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         # transformers averages batches as if all were full; these are means over pairs.
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_parts.drain().items()})
@@ -165,15 +226,28 @@ class CyCLIPTrainer(Trainer):
         inputs: dict[str, torch.Tensor],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None, None]:
-        """The loss of the batch of all processes, and the embeddings as predictions."""
+    ) -> tuple[torch.Tensor | None, None, None]:
+        """The loss of the batch of all processes, in which every row of the dataset counts once."""
+        inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**self._prepare_inputs(inputs))
-            # Samples that pad the last batch to one length over the processes are dropped here.
-            embeds = self.accelerator.gather_for_metrics((outputs.image_embeds, outputs.text_embeds))
-            parts = self.model.compute_loss(*embeds, outputs.logit_scale)
-        self._eval_parts.add(parts._asdict(), weight=len(embeds[0]))
-        return parts.loss, None if prediction_loss_only else (outputs.image_embeds, outputs.text_embeds), None
+            outputs = model(**inputs)
+        embeds = outputs.image_embeds, outputs.text_embeds
+        if self._sample_index is None:
+            image_embeds, text_embeds = self.accelerator.gather_for_metrics(embeds)
+        else:
+            # Repeats pad the last batch to one length over the processes, and replace broken images.
+            *embeds, sample_index = self.accelerator.gather((*embeds, self._sample_index))
+            kept = []
+            for position, index in enumerate(sample_index.tolist()):
+                if index not in self._eval_rows_seen:
+                    self._eval_rows_seen.add(index)
+                    kept.append(position)
+            image_embeds, text_embeds = (tensor[kept] for tensor in embeds)
+        if len(image_embeds) == 0:
+            return None, None, None
+        parts = self.model.compute_loss(image_embeds, text_embeds, outputs.logit_scale)
+        self._eval_parts.add(parts._asdict(), weight=len(image_embeds))
+        return parts.loss, None, None
 
 
 class _WeightedMean:

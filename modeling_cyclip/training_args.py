@@ -17,11 +17,15 @@ class CyCLIPTrainingArguments(TrainingArguments):
         cyclic_warmup_ratio (`float`, *optional*, defaults to 0.0):
             Share of the training, in [0, 1], over which both cyclic weights rise linearly from zero. 0 is the paper's:
             full weights from the first step, which can keep a small model from learning at all.
+        gradient_cache_chunk_size (`int`, *optional*):
+            Pairs that are embedded at once. The step then sees the same contrastive batch, with exactly its gradients, at
+            the memory of a chunk and the time of one more forward pass. `None` embeds the whole batch at once.
     """
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate (paper: 5e-4)."})
     weight_decay: float = field(
-        default=0.1, metadata={"help": "Weight decay of weights and embeddings; norms, biases and logit_scale have none."}
+        default=0.1,
+        metadata={"help": "Weight decay of weights and embeddings; norms, biases and logit_scale have none."},
     )
     lr_scheduler_type: SchedulerType | str = field(
         default="cosine", metadata={"help": "Learning rate schedule after the warm-up."}
@@ -44,6 +48,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
             "help": "Share of the training over which the cyclic weights rise linearly from zero (0: the paper's)."
         },
     )
+    gradient_cache_chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Embed this many pairs at once: the memory of a chunk, the gradients of the whole batch."},
+    )
 
     def __post_init__(self):
         if self.per_device_eval_batch_size is None:
@@ -54,12 +62,17 @@ class CyCLIPTrainingArguments(TrainingArguments):
                 f"`cyclic_warmup_ratio` is a share of the training and must be in [0, 1], got {self.cyclic_warmup_ratio}."
             )
         if self.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` must stay off: the collator reads the columns image and caption.")
+            raise ValueError(
+                "`remove_unused_columns` must stay off: the collator reads the columns image and caption."
+            )
         if self.gradient_accumulation_steps > 1:
             raise ValueError(
                 "`gradient_accumulation_steps` would split the contrastive batch and shrink the number of negatives. Set "
-                "`per_device_train_batch_size` to the batch that the loss should see."
+                "`per_device_train_batch_size` to the batch that the loss should see, and "
+                "`gradient_cache_chunk_size` to the pairs that fit into memory at once."
             )
+        if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
+            raise ValueError(f"`gradient_cache_chunk_size` must be at least 1, got {self.gradient_cache_chunk_size}.")
 
 
 __all__ = ["CyCLIPTrainingArguments"]

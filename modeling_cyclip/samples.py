@@ -1,0 +1,106 @@
+"""Rows of a captioned dataset as samples: image decoded, one caption drawn, broken images replaced and reported."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from .images import BrokenImageError, load_image
+from .sampler import keyed_seed
+
+
+# With a share p of broken images, a sample finds no replacement with probability p ** 100: only in a set that is broken
+# throughout.
+MAX_REPLACEMENTS = 100
+
+
+class CaptionedSamples(Dataset):
+    r"""
+    Reads a captioned dataset batch by batch, by keys of [`~modeling_cyclip.sampler.EpochSampler`] or plain indices.
+
+    Of several captions, one is drawn each epoch; by a plain index the first is taken. In the place of an image that cannot
+    be read comes another sample of the dataset that is not in the batch, so that batches keep their size. Both choices
+    are functions of (seed, epoch, index).
+
+    Args:
+        dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
+            Rows with `image` and `caption` (a string, or a list of strings).
+        seed (`int`):
+            Seed of the choices.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int] | int]) -> list[dict[str, Any]]:
+        r"""
+        Returns:
+            `list[dict]`: for each key `image` (`PIL.Image.Image`), `caption` (`str`), `index` (`int`, the row it came
+            from) and `broken_images` (`dict`, reasons by row for the images that were passed over on its account).
+
+        Raises:
+            `ValueError`: hardly an image of the dataset can be read.
+        """
+        keys = [key if isinstance(key, tuple) else (None, key) for key in keys]
+        taken = {index for _, index in keys}
+        return [self._sample(epoch, index, taken) for epoch, index in keys]
+
+    def _sample(self, epoch: int | None, index: int, taken: set[int]) -> dict[str, Any]:
+        choices = random.Random(keyed_seed(self.seed, -1 if epoch is None else epoch, index))
+        broken = {}
+        for _ in range(MAX_REPLACEMENTS):
+            row = self.dataset[index]
+            try:
+                image = load_image(row["image"])
+            except BrokenImageError as error:
+                broken[index] = str(error)
+            else:
+                caption = row["caption"]
+                if not isinstance(caption, str):
+                    caption = caption[0] if epoch is None else choices.choice(caption)
+                return {"image": image, "caption": caption, "index": index, "broken_images": broken}
+            index = self._untaken(choices, taken)
+            taken.add(index)
+        raise ValueError(
+            f"{len(broken)} images in a row could not be read, the last one: {broken.popitem()[1]}. Check the image column "
+            "and the paths."
+        )
+
+    def _untaken(self, choices: random.Random, taken: set[int]) -> int:
+        if len(taken) == len(self):
+            raise ValueError(
+                f"No readable image is left to fill a batch: nearly all of the {len(self)} images of the set are in it "
+                "already, or broken."
+            )
+        while (index := choices.randrange(len(self))) in taken:
+            pass
+        return index
+
+
+@dataclass
+class SampleCollator:
+    r"""
+    Hands `image` and `caption` to a collator and passes on what the Trainer accounts for.
+
+    Args:
+        collator (`Callable`):
+            Makes model inputs of rows with `image` and `caption`.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = dict(self.collator([{name: sample[name] for name in ("image", "caption")} for sample in samples]))
+        batch["sample_index"] = torch.tensor([sample["index"] for sample in samples])
+        batch["broken_images"] = {key: reason for sample in samples for key, reason in sample["broken_images"].items()}
+        return batch

@@ -1,0 +1,157 @@
+"""The Trainer on tiny runs: what it logs, what it decays and clamps, which batches it makes."""
+
+import math
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, TrainingArguments
+
+from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments, cyclip_loss
+
+
+LOSS_PARTS = ("contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
+
+
+@pytest.fixture
+def make_trainer(model, processor, pairs, tmp_path):
+    def make(**options):
+        options = {
+            "per_device_train_batch_size": 8,
+            "max_steps": 4,
+            "logging_steps": 2,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **options,
+        }
+        arguments = CyCLIPTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+        return CyCLIPTrainer(model, arguments, train_dataset=pairs, eval_dataset=pairs, processing_class=processor)
+
+    return make
+
+
+def test_log_shows_loss_parts_scale_rate_and_recall(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert [log["step"] for log in logs] == [2, 4]
+    for log in logs:
+        cyclic_loss = log["inmodal_cyclic_loss"] + log["crossmodal_cyclic_loss"]
+        assert log["loss"] == pytest.approx(log["contrastive_loss"] + 0.25 * cyclic_loss, rel=1e-5)
+        assert 1 <= log["logit_scale"] <= 100
+        assert 0 <= log["image_to_text_recall@1"] <= 1 and 0 <= log["text_to_image_recall@1"] <= 1
+        assert log["learning_rate"] <= 5e-4 and log["grad_norm"] > 0
+
+
+def test_training_lowers_the_loss(make_trainer):
+    trainer = make_trainer(max_steps=100, learning_rate=1e-2)
+    trainer.train()
+    losses = [log["contrastive_loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_evaluation_reports_means_over_pairs_of_the_loss_and_its_parts(make_trainer, model, processor, pairs):
+    trainer = make_trainer(per_device_train_batch_size=12)
+    assert trainer.args.per_device_eval_batch_size == 12
+    metrics = trainer.evaluate()
+
+    model.eval()
+    expected = dict.fromkeys(("loss", *LOSS_PARTS), 0.0)
+    for start in (0, 12, 24):  # the last batch holds 8 pairs
+        rows = [pairs[index] for index in range(start, min(start + 12, 32))]
+        output = model(**trainer.data_collator(rows))
+        parts = cyclip_loss(output.image_embeds, output.text_embeds, output.logit_scale)._asdict()
+        for name, value in parts.items():
+            expected[name] += len(rows) / 32 * value.item()
+    for name, value in expected.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_weights_and_embeddings_decay_but_no_norm_bias_or_scale(make_trainer, model):
+    trainer = make_trainer()
+    optimizer = trainer.create_optimizer()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed = {names[parameter] for parameter in optimizer.param_groups[0]["params"]}
+    others = {names[parameter] for parameter in optimizer.param_groups[1]["params"]}
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1 and optimizer.param_groups[1]["weight_decay"] == 0
+    assert decayed | others == set(names.values())
+    assert others == {
+        name for name in names.values() if name.endswith("bias") or "norm" in name or "layrnorm" in name
+    } | {"logit_scale"}
+    assert "vision_model.embeddings.class_embedding" in decayed
+    assert "text_model.embeddings.position_embedding.weight" in decayed
+
+
+def test_optimizer_has_the_papers_defaults(make_trainer):
+    trainer = make_trainer()
+    trainer.create_optimizer_and_scheduler(10)
+    group = trainer.optimizer.param_groups[0]
+    assert (group["initial_lr"], group["betas"], group["eps"]) == (5e-4, (0.9, 0.999), 1e-8)
+    assert trainer.args.lr_scheduler_type == "cosine" and trainer.args.max_grad_norm == 0
+
+
+@pytest.mark.parametrize("start, bound", [(4.7, math.log(100)), (-0.5, 0.0)])
+def test_logit_scale_is_clamped_after_every_step(make_trainer, model, start, bound):
+    model.logit_scale.data.fill_(start)
+    make_trainer(max_steps=1, learning_rate=1e-6).train()
+    assert model.logit_scale.item() == pytest.approx(bound, abs=1e-6)
+
+
+def test_cyclic_weights_warm_up_linearly(make_trainer):
+    trainer = make_trainer(max_steps=8, logging_steps=1, cyclic_warmup_ratio=0.5)
+    trainer.train()
+    for log in (log for log in trainer.state.log_history if "loss" in log):
+        factor = min(1, (log["step"] - 1) / 4)
+        cyclic_loss = 0.25 * (log["inmodal_cyclic_loss"] + log["crossmodal_cyclic_loss"])
+        assert log["loss"] == pytest.approx(log["contrastive_loss"] + factor * cyclic_loss, rel=1e-5)
+    assert trainer.model.config.inmodal_cyclic_weight == 0.25
+
+
+def test_last_short_training_batch_is_dropped(make_trainer, pairs):
+    trainer = make_trainer(per_device_train_batch_size=12)
+    batches = list(trainer.get_train_dataloader())
+    assert [len(batch["pixel_values"]) for batch in batches] == [12, 12]
+
+
+def test_checkpoint_holds_model_and_processor(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    names = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "optimizer.pt"} <= names
+
+
+def test_other_models_and_arguments_are_refused(config, model, processor, tmp_path):
+    with pytest.raises(ValueError, match=r"CyCLIPModel\.from_pretrained"):
+        CyCLIPTrainer(
+            CLIPModel(CLIPConfig(**config.to_dict())),
+            CyCLIPTrainingArguments(str(tmp_path)),
+            processing_class=processor,
+        )
+    with pytest.raises(ValueError, match="CyCLIPTrainingArguments"):
+        CyCLIPTrainer(model, TrainingArguments(str(tmp_path)), processing_class=processor)
+    with pytest.raises(ValueError, match="processing_class"):
+        CyCLIPTrainer(model, CyCLIPTrainingArguments(str(tmp_path)))
+
+
+def test_a_set_smaller_than_a_batch_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="32 pairs, fewer than one batch of 64"):
+        make_trainer(per_device_train_batch_size=64).train()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"gradient_accumulation_steps": 2}, "per_device_train_batch_size"),
+        ({"cyclic_warmup_ratio": 1.5}, "cyclic_warmup_ratio"),
+        ({"remove_unused_columns": True}, "remove_unused_columns"),
+    ],
+)
+def test_arguments_that_would_break_the_loss_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        CyCLIPTrainingArguments(output_dir=str(tmp_path), **options)
+
+
+def test_mixed_precision_trains_with_a_float32_loss(make_trainer):
+    trainer = make_trainer(bf16=True)
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert torch.tensor(losses).isfinite().all()
