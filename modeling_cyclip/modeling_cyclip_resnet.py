@@ -193,11 +193,11 @@ class CyCLIPResNetVisionModel(CLIPPreTrainedModel):
                 Whether to resize the position embeddings of the attention pooling to the images.
 
         Returns:
-            [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `last_hidden_state` is the feature map, of
-            shape `(batch_size, hidden_size, height / 32, width / 32)`, and `pooler_output` the pooled vector, of shape
-            `(batch_size, hidden_size)`. On request, `hidden_states` holds the feature maps of the stem and of the four
-            stages, and `attentions` the weights of the pooling, of shape `(batch_size, num_attention_heads, 1,
-            1 + positions)`.
+            [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `last_hidden_state` is the last feature map
+            row by row, of shape `(batch_size, height / 32 · width / 32, hidden_size)`, and `pooler_output` the pooled
+            vector, of shape `(batch_size, hidden_size)`. On request, `hidden_states` holds the feature maps of the
+            stem and of the four stages, each of shape `(batch_size, channels, height / stride, width / stride)`, and
+            `attentions` the weights of the pooling, of shape `(batch_size, num_attention_heads, 1, 1 + positions)`.
 
         Raises:
             `ValueError`: no images, or images of another size than the configuration's without
@@ -218,7 +218,9 @@ class CyCLIPResNetVisionModel(CLIPPreTrainedModel):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             hidden_states = stage(hidden_states)
         pooled, _ = self.attnpool(hidden_states, interpolate_pos_encoding, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states.flatten(2).transpose(1, 2), pooler_output=pooled
+        )
 
 
 class CyCLIPResNetTextModel(CLIPTextModel):
