@@ -1,0 +1,56 @@
+"""Ranks and nearest rows by similarity, in chunks, with ties settled by the lower index."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+# Similarities held at once: 256 MB of float32.
+MAX_SIMILARITIES = 2**26
+
+
+def similarity_chunks(queries: Tensor, candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the queries, each with its similarities to all candidates, `(rows, num_candidates)`."""
+    rows_at_once = max(1, MAX_SIMILARITIES // len(candidates))
+    for start in range(0, len(queries), rows_at_once):
+        rows = slice(start, min(start + rows_at_once, len(queries)))
+        yield rows, queries[rows] @ candidates.T
+
+
+def rank_of(similarities: Tensor, targets: Tensor) -> Tensor:
+    r"""
+    Args:
+        similarities (`torch.Tensor` of shape `(num_queries, num_candidates)`):
+            Similarities.
+        targets (`torch.Tensor` of shape `(num_queries,)`):
+            The candidate whose rank is asked for.
+
+    Returns:
+        `torch.Tensor` of shape `(num_queries,)`: how many candidates come before the target, 0 for the best. Of equal
+        similarities the lower index comes first, so that a tie is neither a hit nor a miss by itself: a model that
+        gives all the same similarity scores at chance level.
+    """
+    own = similarities.gather(1, targets[:, None])
+    before = torch.arange(similarities.shape[1], device=similarities.device) < targets[:, None]
+    return ((similarities > own) | ((similarities == own) & before)).sum(dim=1)
+
+
+def nearest(similarities: Tensor, k: int) -> Tensor:
+    r"""
+    Args:
+        similarities (`torch.Tensor` of shape `(num_queries, num_candidates)`):
+            Similarities.
+        k (`int`):
+            Number of candidates, at most `num_candidates`.
+
+    Returns:
+        `torch.Tensor` of shape `(num_queries, k)`: indices of the most similar candidates, most similar first, of
+        equal ones the lower index first.
+    """
+    values, indices = similarities.topk(k, dim=1)
+    # `topk` leaves open which of equal values it takes and in what order; a row without equal values needs no more.
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=1) | ((similarities >= values[:, -1:]).sum(dim=1) > k)
+    for row in tied.nonzero()[:, 0].tolist():
+        indices[row] = similarities[row].argsort(descending=True, stable=True)[:k]
+    return indices

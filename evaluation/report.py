@@ -1,0 +1,66 @@
+"""results.json and results.md."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from evaluation.intervals import Measure
+
+
+Results = Mapping[str, Mapping[str, Measure | float]]
+
+
+def figure_json(figure: Measure | float, seed: int) -> dict:
+    """A figure as plain numbers, with interval and number of test items where it is a mean over items."""
+    if not isinstance(figure, Measure):
+        return {"value": figure}
+    low, high = figure.interval(seed=seed)
+    return {"value": figure.value, "low": low, "high": high, "items": len(figure)}
+
+
+def results_json(results: Results, seed: int) -> dict:
+    return {
+        task: {name: figure_json(figure, seed) for name, figure in figures.items()}
+        for task, figures in results.items()
+    }
+
+
+def markdown_table(results: dict) -> str:
+    """One row a figure. Means over test items are shares and shown in percent; other figures as they are."""
+    lines = ["| task | figure | value | 95 % interval | test items |", "|---|---|---:|---:|---:|"]
+    for task, figures in results.items():
+        for name, figure in figures.items():
+            if "items" in figure:
+                value, low, high = (f"{100 * figure[key]:.2f}" for key in ("value", "low", "high"))
+                lines.append(f"| {task} | {name} | {value} % | {low} to {high} | {figure['items']:,} |")
+            else:
+                lines.append(f"| {task} | {name} | {figure['value']:.4f} | | |")
+    return "\n".join(lines)
+
+
+def write_report(output_dir: Path, header: dict, tables: dict[str, dict], plots: list[Path]) -> str:
+    r"""
+    Args:
+        output_dir (`Path`):
+            Where `results.json` and `results.md` go.
+        header (`dict`):
+            What was measured: checkpoint, data, precision, seed, seconds.
+        tables (`dict[str, dict]`):
+            Results by heading, as `results_json` gives them.
+        plots (`list[Path]`):
+            PNG files in `output_dir`, to be linked.
+
+    Returns:
+        `str`: the tables as Markdown.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "results.json").write_text(json.dumps({**header, **tables}, indent=2) + "\n")
+    text = "\n\n".join(f"## {heading}\n\n{markdown_table(results)}" for heading, results in tables.items())
+    facts = "\n".join(f"- {key}: {value}" for key, value in header.items())
+    pictures = "\n\n".join(
+        f"![{plot.stem}]({plot.relative_to(output_dir)})\n\n[SVG]({plot.with_suffix('.svg').relative_to(output_dir)})"
+        for plot in plots
+    )
+    body = "\n\n".join(part for part in ("# Evaluation", facts, text, pictures) if part)
+    (output_dir / "results.md").write_text(body + "\n")
+    return text
