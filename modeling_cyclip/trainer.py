@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from .blockwise import in_batch_recall
 from .data_collator import CyCLIPDataCollator
+from .gradient_cache import cached_step
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import ClampLogitScale, decay_parameter_names
-from .gradient_cache import cached_step
 from .sampler import EpochSampler
 from .samples import CaptionedSamples, SampleCollator
 from .training_args import CyCLIPTrainingArguments
@@ -102,6 +102,8 @@ class CyCLIPTrainer(Trainer):
             callbacks=[ClampLogitScale(), *(callbacks or [])],
             **kwargs,
         )
+        if train_dataset is not None and not isinstance(train_dataset, IterableDataset):
+            self._get_train_sampler()  # refuses a set that does not fill a batch, before any work
         self.broken_images: dict[int, str] = {}
         self._train_parts = _WeightedMean()
         self._last_embeds: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -109,15 +111,17 @@ class CyCLIPTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
-        seed = self._data_seed()
-        global_batch_size = self._train_batch_size * self.args.world_size
         return self._get_dataloader(
-            dataset=CaptionedSamples(self.train_dataset, seed),
+            dataset=CaptionedSamples(self.train_dataset, self._data_seed()),
             description="Training",
             batch_size=self._train_batch_size,
-            sampler_fn=lambda samples: EpochSampler(len(samples), global_batch_size, seed),
+            sampler_fn=self._get_train_sampler,
             is_training=True,
         )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
+        num_samples = len(self.train_dataset if train_dataset is None else train_dataset)
+        return EpochSampler(num_samples, self._train_batch_size * self.args.world_size, self._data_seed())
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         if isinstance(eval_dataset, str):

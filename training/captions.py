@@ -13,6 +13,8 @@ from training.arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
+TEXT = (Value("string"), Value("large_string"))
+
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -57,7 +59,7 @@ def _read_file(name: str, args: DataArguments) -> Dataset:
         reason = error.__cause__ or error
         raise ValueError(f"{path} cannot be read as {FILE_FORMATS[path.suffix]}: {reason}") from error
     _check_column(dataset, args.image_column, "--image_column")
-    if dataset.features[args.image_column] == Value("string"):
+    if dataset.features[args.image_column] in TEXT:
         folder = path.resolve().parent
         dataset = dataset.map(
             lambda image: {args.image_column: None if image is None else str(folder / image)},
@@ -104,7 +106,7 @@ def _check_column(dataset: Dataset, column: str, option: str) -> None:
 def _with_images(dataset: Dataset, column: str) -> Dataset:
     _check_column(dataset, column, "--image_column")
     feature = dataset.features[column]
-    if not (isinstance(feature, Image) or feature == Value("string")):
+    if not (isinstance(feature, Image) or feature in TEXT):
         raise ValueError(
             f"Column '{column}' holds {_describe(feature)}, not images or paths of images. Set --image_column."
         )
@@ -135,8 +137,8 @@ def _with_captions(dataset: Dataset, column: str, templates: list[str] | None) -
         return dataset
     if templates:
         raise ValueError(f"--caption_templates goes with a class label column; '{column}' holds {_describe(feature)}.")
-    is_list = isinstance(feature, List) and feature.feature in (Value("string"), Value("large_string"))
-    if not (is_list or feature in (Value("string"), Value("large_string"))):
+    is_list = isinstance(feature, List) and feature.feature in TEXT
+    if not (is_list or feature in TEXT):
         raise ValueError(
             f"Column '{column}' holds {_describe(feature)}, not captions (text or lists of texts). Set --caption_column."
         )

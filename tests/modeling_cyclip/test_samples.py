@@ -46,7 +46,7 @@ def test_broken_images_are_replaced_by_samples_that_are_not_in_the_batch():
 
 
 def test_a_set_without_readable_images_ends_with_the_reason():
-    with pytest.raises(ValueError, match="cannot identify image file|could not be read|No readable image"):
+    with pytest.raises(ValueError, match=r"could not be read|No readable image"):
         CaptionedSamples(rows(8, broken=range(8)), seed=0).__getitems__(list(range(4)))
 
 

@@ -1,0 +1,63 @@
+"""Command line over recipe over defaults."""
+
+import pytest
+
+from training.arguments import DataArguments, ModelArguments, parse_arguments
+
+
+def test_command_line_overrides_the_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "model_size: nano\ntrain_file: pairs.csv\nlearning_rate: 3e-4\nnum_train_epochs: 7\n"
+        "caption_templates: ['a {}', 'the {}']\n"
+    )
+    model_args, data_args, training_args = parse_arguments(
+        ["--config", str(tmp_path / "recipe.yaml"), "--num_train_epochs", "2", "--use_cpu"]
+    )
+    assert (model_args.model_size, data_args.train_file) == ("nano", "pairs.csv")
+    assert (training_args.learning_rate, training_args.num_train_epochs) == (3e-4, 2)
+    assert data_args.caption_templates == ["a {}", "the {}"]
+    assert training_args.weight_decay == 0.1
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [("learning_rat: 1", "do not exist: learning_rat"), ("- a list", "argument: value"), ("a: [", "cannot be read")],
+)
+def test_wrong_recipes_are_refused(tmp_path, capsys, content, message):
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(SystemExit):
+        parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--model_size", "nano", "--train_file", "a.csv", "--learning_rat", "1"], "learning_rat"),
+        (["--train_file", "a.csv"], "--model_name_or_path"),
+        (["--model_size", "nano"], "--dataset_name"),
+        (["--model_size", "nano", "--train_file", "a.csv", "--gradient_accumulation_steps", "2"], "gradient_cache"),
+    ],
+)
+def test_wrong_command_lines_end_with_one_clear_line(capsys, argv, message):
+    with pytest.raises((SystemExit, ValueError)) as error:
+        parse_arguments(argv)
+    assert message in capsys.readouterr().err + str(error.value)
+
+
+def test_sources_of_model_and_data_exclude_each_other():
+    with pytest.raises(ValueError, match="exactly one"):
+        ModelArguments(model_size="nano", config_name="config.json")
+    with pytest.raises(ValueError, match="--image_size"):
+        ModelArguments(config_name="config.json", image_size=32)
+    with pytest.raises(ValueError, match="--validation_split"):
+        DataArguments(dataset_name="a", validation_file="b.csv")
+    with pytest.raises(ValueError, match="--validation_file"):
+        DataArguments(train_file="a.csv", validation_split="b")
+
+
+def test_every_argument_has_a_help_text():
+    for arguments in (ModelArguments, DataArguments):
+        for field in arguments.__dataclass_fields__.values():
+            assert field.metadata["help"]

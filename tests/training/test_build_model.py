@@ -1,0 +1,61 @@
+"""Models from named sizes, configurations and checkpoints, with processors that fit."""
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from modeling_cyclip import CyCLIPModel
+from training.arguments import ModelArguments
+from training.build_model import MODEL_SIZES, build_model_and_processor
+
+
+CAPTIONS = ["a red square", "a blue circle on white"] * 3
+
+
+def build(**arguments):
+    return build_model_and_processor(ModelArguments(**{"vocab_size": 560, **arguments}), CAPTIONS)
+
+
+def test_named_size_with_a_tokenizer_of_the_captions():
+    model, processor = build(model_size="nano", image_size=32, patch_size=4, inmodal_cyclic_weight=0.1)
+    text_config = model.config.text_config
+    assert isinstance(model, CyCLIPModel)
+    assert (model.config.inmodal_cyclic_weight, model.config.crossmodal_cyclic_weight) == (0.1, 0.25)
+    assert text_config.vocab_size == len(processor.tokenizer)
+    assert text_config.eos_token_id == processor.tokenizer.eos_token_id != 2
+    assert processor.image_processor.crop_size["height"] == model.config.vision_config.image_size == 32
+    assert processor.tokenizer.model_max_length == text_config.max_position_embeddings == 77
+
+
+def test_every_named_size_is_a_valid_configuration():
+    for size in MODEL_SIZES.values():
+        CLIPConfig(**size)
+
+
+def test_base_32_is_openais_vit():
+    config = CLIPConfig(**MODEL_SIZES["base-32"])
+    assert config.vision_config.to_diff_dict() == CLIPConfig().vision_config.to_diff_dict()
+    assert config.text_config.to_diff_dict() == CLIPConfig().text_config.to_diff_dict()
+
+
+def test_checkpoint_keeps_its_weights_and_takes_new_cyclic_ones(model, processor, tmp_path):
+    CLIPModel(CLIPConfig(**model.config.to_dict())).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    reopened, reopened_processor = build(model_name_or_path=str(tmp_path), crossmodal_cyclic_weight=0.0)
+    assert reopened.config.crossmodal_cyclic_weight == 0 and reopened.config.inmodal_cyclic_weight == 0.25
+    assert reopened_processor.tokenizer("red")["input_ids"] == processor.tokenizer("red")["input_ids"]
+
+
+def test_configuration_from_a_file_is_trained_from_scratch(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    model, processor = build(config_name=str(tmp_path / "config.json"))
+    assert model.config.vision_config.hidden_size == 16
+    assert model.config.text_config.eos_token_id == processor.tokenizer.eos_token_id
+    assert torch.isfinite(model.visual_projection.weight).all()
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="there are nano"):
+        build(model_size="huge")
+    with pytest.raises(ValueError, match="patches of 5"):
+        build(model_size="nano", patch_size=5)
