@@ -106,7 +106,10 @@ class CyCLIPModel(CLIPModel):
             model_type = config.model_type
         else:
             source = pretrained_model_name_or_path if config is None else config
-            model_type = PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
+            try:
+                model_type = PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
+            except OSError:  # an adapter, which transformers resolves, or nothing, which it says
+                model_type = None
         classes = {subclass.config_class.model_type: subclass for subclass in cls.__subclasses__()}
         if model_type != cls.config_class.model_type and model_type in classes:
             return classes[model_type].from_pretrained(

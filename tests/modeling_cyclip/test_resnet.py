@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from modeling_cyclip import (
     CyCLIPResNetVisionConfig,
     cyclip_loss,
 )
+from modeling_cyclip.gradient_cache import cached_step
 
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
@@ -238,6 +240,21 @@ def test_moves_between_dtypes(dtype):
     torch.testing.assert_close(embeds.float(), expected, atol=0.05 if dtype == torch.bfloat16 else 1e-5, rtol=0)
 
 
+def test_gradient_cache_normalises_chunk_by_chunk():
+    model, inputs = tiny_model().double().train(), tiny_inputs(6)
+    chunks = [model(**{name: tensor[rows] for name, tensor in inputs.items()}) for rows in (slice(4), slice(4, 6))]
+    image_embeds, text_embeds = (
+        torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("image_embeds", "text_embeds")
+    )
+    expected = model.compute_loss(image_embeds, text_embeds, model.logit_scale.exp()).loss
+    expected.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    parts, _, _ = cached_step(model, inputs, 4, model.compute_loss, torch.Tensor.backward, nullcontext)
+    torch.testing.assert_close(parts.loss, expected.detach())
+    torch.testing.assert_close({name: parameter.grad for name, parameter in model.named_parameters()}, gradients)
+
+
 def test_synchronised_batch_norm_keeps_names_and_weights():
     model = tiny_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -280,6 +297,8 @@ def test_from_pretrained_opens_either_kind(checkpoint, tmp_path):
     model, info = CyCLIPModel.from_pretrained(checkpoint, config=config, output_loading_info=True)
     assert model.config.inmodal_cyclic_weight == 0.75
     assert not info["missing_keys"] and not info["unexpected_keys"]
+    with pytest.raises(OSError, match="nowhere"):
+        CyCLIPModel.from_pretrained(tmp_path / "nowhere")
 
 
 def test_checkpoint_says_where_its_code_is(checkpoint):
