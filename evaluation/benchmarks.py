@@ -27,7 +27,7 @@ class Benchmark:
             The split that is measured.
         train_split (`str`, *optional*):
             The split of reference and training images.
-        metric (`str`, *optional*, defaults to `"top1"`):
+        metric (`str`, *optional*):
             The figure that the paper reports.
         shift_of (`str`, *optional*):
             Name of the benchmark that this one is a natural distribution shift of.
@@ -38,7 +38,7 @@ class Benchmark:
     path: str
     split: str = "test"
     train_split: str | None = None
-    metric: str = "top1"
+    metric: str | None = None
     shift_of: str | None = None
     baseline_line: list[float] | None = None
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from datasets import ClassLabel, Dataset, Image, List, Value
+from datasets import ClassLabel, Dataset, Image, List, Value, interleave_datasets
 from torch import Tensor
 
 from evaluation.benchmarks import Benchmark
@@ -46,7 +46,7 @@ class EvaluationSet:
         name (`str`):
             Dataset and split.
         dataset (`datasets.Dataset`):
-            The rows, images undecoded in the column `image` (none for Winoground).
+            The rows, images undecoded in the column `image`.
         labels (`torch.Tensor` of shape `(num_rows,)`, *optional*):
             Classes of the rows.
         class_names (`list[str]`, *optional*):
@@ -57,6 +57,8 @@ class EvaluationSet:
             Captions of each row.
         superclasses (`torch.Tensor` of shape `(num_classes,)`, *optional*):
             Superclass of each class.
+        is_winoground (`bool`):
+            Whether two rows after one another are the images and captions of one example of Winoground.
         benchmark ([`Benchmark`]):
             Where the set comes from.
     """
@@ -68,6 +70,7 @@ class EvaluationSet:
     templates: list[str]
     captions: list[list[str]] | None
     superclasses: Tensor | None
+    is_winoground: bool
     benchmark: Benchmark
 
 
@@ -101,6 +104,9 @@ def load_evaluation_set(
     name = f"{benchmark.path} [{split}]"
     if len(dataset) == 0:
         raise ValueError(f"{name} has no rows{' after --exclude' if columns.exclude else ''}.")
+    is_winoground = {"image_0", "image_1", "caption_0", "caption_1"} <= set(dataset.column_names)
+    if is_winoground:
+        dataset = _in_single_file(dataset)
     label_column = columns.label or _default_label(dataset)
     labels = class_names = superclasses = None
     if label_column is not None:
@@ -110,8 +116,7 @@ def load_evaluation_set(
             pooled |= {
                 other: _without(benchmark.load(other), columns.exclude) for other in class_splits if other != split
             }
-        names = benchmark.class_names(split)
-        class_names, rows = _classes(pooled, label_column, names)
+        class_names, rows = _classes(pooled, label_column, benchmark.class_names(split))
         labels = torch.tensor(rows[split])
         if columns.coarse is not None:
             superclasses = _superclasses(pooled, rows, class_names, columns.coarse)
@@ -123,12 +128,20 @@ def load_evaluation_set(
         templates=templates or benchmark.templates(split) or GENERAL_TEMPLATES,
         captions=_captions(dataset, columns.caption),
         superclasses=superclasses,
+        is_winoground=is_winoground,
         benchmark=benchmark,
     )
 
 
-def is_winoground(dataset: Dataset) -> bool:
-    return {"image_0", "image_1", "caption_0", "caption_1"} <= set(dataset.column_names)
+def _in_single_file(dataset: Dataset) -> Dataset:
+    """Winoground's rows of two images and two captions as two rows of one each."""
+    halves = [
+        dataset.select_columns([f"image_{half}", f"caption_{half}"]).rename_columns(
+            {f"image_{half}": "image", f"caption_{half}": "caption"}
+        )
+        for half in (0, 1)
+    ]
+    return interleave_datasets(halves)
 
 
 def _check_column(dataset: Dataset, column: str, option: str) -> None:
@@ -162,8 +175,6 @@ def _without(dataset: Dataset, exclude: str | None) -> Dataset:
 
 def _with_images(dataset: Dataset, column: str | None) -> Dataset:
     if column is None:
-        if is_winoground(dataset):
-            return dataset
         candidates = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
         if len(candidates) != 1:
             found = ", ".join(candidates) or f"none among {', '.join(dataset.column_names)}"
@@ -236,7 +247,7 @@ def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
     feature = dataset.features[column]
     if not (_is_text(feature) or (isinstance(feature, List) and _is_text(feature.feature))):
         raise ValueError(f"Column '{column}' holds no captions (text or lists of texts). Set --caption_column.")
-    rows = [row.split("\n") if isinstance(row, str) else row for row in dataset[column]]
+    rows = [row.split("\n") if isinstance(row, str) else row or [] for row in dataset[column]]
     captions = [[caption.strip() for caption in row if caption.strip()] for row in rows]
     if empty := [row for row, texts in enumerate(captions) if not texts]:
         raise ValueError(f"Row {empty[0]} has no caption in column '{column}'.")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-# Similarities held at once: 256 MB of float32.
-MAX_SIMILARITIES = 2**26
+# Similarities held at once: 128 MB of float32.
+MAX_SIMILARITIES = 2**25
 
 
 def similarity_chunks(queries: Tensor, candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:

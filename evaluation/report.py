@@ -25,6 +25,18 @@ def results_json(results: Results, seed: int) -> dict:
     }
 
 
+def differences(results: Results, others: Results) -> Results:
+    """Figure by figure the first minus the second; for means over test items paired, item by item."""
+
+    def difference(figure: Measure | float, other: Measure | float) -> Measure | float:
+        return figure.minus(other) if isinstance(figure, Measure) else figure - other
+
+    return {
+        task: {name: difference(figure, others[task][name]) for name, figure in figures.items()}
+        for task, figures in results.items()
+    }
+
+
 def markdown_table(results: dict) -> str:
     """One row a figure. Means over test items are shares and shown in percent; other figures as they are."""
     lines = ["| task | figure | value | 95 % interval | test items |", "|---|---|---:|---:|---:|"]
@@ -44,9 +56,9 @@ def write_report(output_dir: Path, header: dict, tables: dict[str, dict], plots:
         output_dir (`Path`):
             Where `results.json` and `results.md` go.
         header (`dict`):
-            What was measured: checkpoint, data, precision, seed, seconds.
+            What was measured, on what and how.
         tables (`dict[str, dict]`):
-            Results by heading, as `results_json` gives them.
+            Results by heading (a checkpoint, or a difference of two), as `results_json` gives them.
         plots (`list[Path]`):
             PNG files in `output_dir`, to be linked.
 
@@ -54,7 +66,7 @@ def write_report(output_dir: Path, header: dict, tables: dict[str, dict], plots:
         `str`: the tables as Markdown.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "results.json").write_text(json.dumps({**header, **tables}, indent=2) + "\n")
+    (output_dir / "results.json").write_text(json.dumps({**header, "results": tables}, indent=2) + "\n")
     text = "\n\n".join(f"## {heading}\n\n{markdown_table(results)}" for heading, results in tables.items())
     facts = "\n".join(f"- {key}: {value}" for key, value in header.items())
     pictures = "\n\n".join(

@@ -1,14 +1,32 @@
 """The protocols by name, on evaluation sets as a checkpoint sees them."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluation.centring import center
+from evaluation.clustering import clustering
+from evaluation.consistency import consistency
 from evaluation.embeddings import class_prompts
 from evaluation.encoder import Encoder
 from evaluation.evaluation_set import EvaluationSet
+from evaluation.fine_coarse import fine_coarse
+from evaluation.geometry import (
+    captioned_alignment_uniformity,
+    cyclic_gaps,
+    effective_rank,
+    labelled_alignment_uniformity,
+    modality_gap,
+)
+from evaluation.image_retrieval import same_class_retrieval
 from evaluation.intervals import Measure
+from evaluation.linear_probe import linear_probe, logistic_regression
+from evaluation.retrieval import retrieval
+from evaluation.shift import BaselineLine, effective_robustness, matched_accuracy
+from evaluation.winoground import winoground
 from evaluation.zero_shot import zero_shot
 
 
@@ -18,7 +36,7 @@ Figures = dict[str, Measure | float]
 @dataclass(frozen=True)
 class EmbeddedSet:
     r"""
-    An evaluation set as one checkpoint sees it.
+    An evaluation set as one checkpoint sees it, on the device that the protocols run on.
 
     Args:
         data ([`EvaluationSet`]):
@@ -27,42 +45,259 @@ class EmbeddedSet:
             As the projection leaves them.
         image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
             Unit-norm.
+        labels (`torch.Tensor` of shape `(num_images,)`, *optional*):
+            Classes of the images.
         class_embeds (`torch.Tensor` of shape `(num_classes, dim)`, *optional*):
             Unit-norm.
+        caption_embeds (`torch.Tensor` of shape `(num_captions, dim)`, *optional*):
+            Unit-norm, the captions of an image one after another.
+        caption_images (`torch.Tensor` of shape `(num_captions,)`, *optional*):
+            The image that each caption belongs to.
     """
 
     data: EvaluationSet
     image_features: Tensor
     image_embeds: Tensor
+    labels: Tensor | None
     class_embeds: Tensor | None
+    caption_embeds: Tensor | None
+    caption_images: Tensor | None
 
 
 @dataclass(frozen=True)
 class EmbeddedSets:
-    """The measured set, its reference images and its shifts."""
+    r"""
+    What the protocols take.
+
+    Args:
+        test ([`EmbeddedSet`]):
+            The measured set.
+        train ([`EmbeddedSet`], *optional*):
+            Reference images.
+        shifts (`list[EmbeddedSet]`):
+            Natural distribution shifts of the measured set.
+        lines (`dict[str, BaselineLine]`):
+            Baseline lines of shifted sets, by their names.
+        seed (`int`):
+            Seed of the linear probe and of k-means.
+    """
 
     test: EmbeddedSet
     train: EmbeddedSet | None = None
     shifts: list[EmbeddedSet] = field(default_factory=list)
+    lines: dict[str, BaselineLine] = field(default_factory=dict)
+    seed: int = 0
 
 
 def embed(data: EvaluationSet, encoder: Encoder) -> EmbeddedSet | None:
     """All embeddings of a set. Every process must call; all but the main one get `None`."""
     image_features = encoder.images(data.dataset)
-    prompt_features = None
+    prompt_features = caption_features = None
     if data.class_names is not None:
         prompt_features = encoder.texts(class_prompts(data.class_names, data.templates))
+    if data.captions is not None:
+        caption_features = encoder.texts([caption for captions in data.captions for caption in captions])
     if image_features is None:
         return None
-    class_embeds = None
+
+    device = encoder.state.device
+    class_embeds = caption_embeds = caption_images = None
     if prompt_features is not None:
         prompts = F.normalize(prompt_features, dim=-1).unflatten(0, (len(data.class_names), len(data.templates)))
-        class_embeds = F.normalize(prompts.mean(dim=1), dim=-1)
-    return EmbeddedSet(data, image_features, F.normalize(image_features, dim=-1), class_embeds)
+        class_embeds = F.normalize(prompts.mean(dim=1), dim=-1).to(device)
+    if caption_features is not None:
+        caption_embeds = F.normalize(caption_features, dim=-1).to(device)
+        counts = torch.tensor([len(captions) for captions in data.captions])
+        caption_images = torch.arange(len(counts)).repeat_interleave(counts).to(device)
+    return EmbeddedSet(
+        data=data,
+        image_features=image_features.to(device),
+        image_embeds=F.normalize(image_features, dim=-1).to(device),
+        labels=None if data.labels is None else data.labels.to(device),
+        class_embeds=class_embeds,
+        caption_embeds=caption_embeds,
+        caption_images=caption_images,
+    )
+
+
+def centered(sets: EmbeddedSets) -> EmbeddedSets:
+    """All sets with the mean of the measured set's images, class prompts and captions removed from each of those."""
+    test = sets.test
+
+    def without_means(embedded: EmbeddedSet) -> EmbeddedSet:
+        pairs = ((name, getattr(test, name)) for name in ("image_embeds", "class_embeds", "caption_embeds"))
+        return replace(
+            embedded,
+            **{name: center(getattr(embedded, name), ours.mean(dim=0)) for name, ours in pairs if ours is not None},
+        )
+
+    return replace(
+        sets,
+        test=without_means(test),
+        train=None if sets.train is None else without_means(sets.train),
+        shifts=[without_means(shifted) for shifted in sets.shifts],
+    )
 
 
 def run_zero_shot(sets: EmbeddedSets) -> Figures:
-    return zero_shot(sets.test.image_embeds, sets.test.class_embeds, sets.test.data.labels)
+    return zero_shot(sets.test.image_embeds, sets.test.class_embeds, sets.test.labels)
 
 
-PROTOCOLS = {"zero_shot": run_zero_shot}
+def run_shift(sets: EmbeddedSets) -> Figures:
+    test, figures = sets.test, {}
+    for shifted in sets.shifts:
+        name, class_names = shifted.data.name, shifted.data.class_names
+        measures = zero_shot(shifted.image_embeds, shifted.class_embeds, shifted.labels)
+        base = matched_accuracy(
+            test.image_embeds, test.class_embeds, test.labels, test.data.class_names, class_names, shifted.labels
+        )
+        figures |= {f"{name} {figure}": measure for figure, measure in measures.items()}
+        figures[f"{name}: top1 without the shift, same classes"] = base
+        figures[f"{name}: drop (points)"] = 100 * (base.value - measures["top1"].value)
+        if (line := sets.lines.get(name)) is not None:
+            accuracies = (100 * base.value, 100 * measures["top1"].value)
+            figures[f"{name}: effective robustness (points)"] = effective_robustness(*accuracies, line)
+    return figures
+
+
+def run_consistency(sets: EmbeddedSets) -> Figures:
+    test, train = sets.test, sets.train
+    return consistency(test.image_embeds, test.class_embeds, train.image_embeds, train.labels)
+
+
+def run_fine_coarse(sets: EmbeddedSets) -> Figures:
+    test = sets.test
+    superclasses = test.data.superclasses.to(test.labels.device)
+    return fine_coarse(test.image_embeds, test.class_embeds, test.labels, superclasses)
+
+
+def run_retrieval(sets: EmbeddedSets) -> Figures:
+    return retrieval(sets.test.image_embeds, sets.test.caption_embeds, sets.test.caption_images)
+
+
+def run_linear_probe(sets: EmbeddedSets) -> Figures:
+    test, train = sets.test, sets.train
+    data = (train.image_features, train.labels, test.image_features, test.labels)
+    official = linear_probe(*data, num_classes=len(test.class_embeds), seed=sets.seed)
+    logistic = logistic_regression(*data, seed=sets.seed)
+    return {
+        **{f"official {name}": figure for name, figure in official.items()},
+        **{f"logistic regression {name}": figure for name, figure in logistic.items()},
+    }
+
+
+def run_geometry(sets: EmbeddedSets) -> Figures:
+    """On pairs of image and class where the set has labels, of image and first caption where it has captions."""
+    test, figures = sets.test, {}
+    if test.labels is not None:
+        figures |= labelled_alignment_uniformity(test.image_embeds, test.class_embeds, test.labels)
+        figures |= _pair_geometry(test.image_embeds, test.class_embeds[test.labels])
+        figures["effective rank of class embeddings"] = effective_rank(test.class_embeds)
+    if test.caption_embeds is not None:
+        captions = first_captions(test)
+        pairs = captioned_alignment_uniformity(test.image_embeds, captions) | _pair_geometry(
+            test.image_embeds, captions
+        )
+        figures |= {f"captions: {name}": figure for name, figure in pairs.items()}
+        figures["effective rank of caption embeddings"] = effective_rank(test.caption_embeds)
+    figures["effective rank of image embeddings"] = effective_rank(test.image_embeds)
+    return figures
+
+
+def first_captions(embedded: EmbeddedSet) -> Tensor:
+    """Embedding of each image's first caption, `(num_images, dim)`."""
+    images = torch.arange(len(embedded.image_embeds), device=embedded.caption_images.device)
+    return embedded.caption_embeds[torch.searchsorted(embedded.caption_images, images)]
+
+
+def _pair_geometry(image_embeds: Tensor, text_embeds: Tensor) -> Figures:
+    return {"modality_gap": modality_gap(image_embeds, text_embeds), **cyclic_gaps(image_embeds, text_embeds)}
+
+
+def run_image_retrieval(sets: EmbeddedSets) -> Figures:
+    return _in_each_space(sets.test, same_class_retrieval)
+
+
+def run_clustering(sets: EmbeddedSets) -> Figures:
+    return _in_each_space(sets.test, lambda embeds, labels: clustering(embeds, labels, sets.seed))
+
+
+def _in_each_space(test: EmbeddedSet, protocol: Callable[[Tensor, Tensor], Figures]) -> Figures:
+    """Among images, and among captions with their images' labels where the set has captions."""
+    figures = {f"images: {name}": figure for name, figure in protocol(test.image_embeds, test.labels).items()}
+    if test.caption_embeds is not None:
+        captions = protocol(test.caption_embeds, test.labels[test.caption_images])
+        figures |= {f"captions: {name}": figure for name, figure in captions.items()}
+    return figures
+
+
+def run_winoground(sets: EmbeddedSets) -> Figures:
+    return winoground(*(embeds.unflatten(0, (-1, 2)) for embeds in (sets.test.image_embeds, sets.test.caption_embeds)))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    r"""
+    Args:
+        run (`Callable`):
+            From [`EmbeddedSets`] to figures.
+        needs (`tuple[str]`):
+            What the data must have; `HINTS` says how to show where it is.
+        centred (`bool`, *optional*, defaults to `True`):
+            Whether removing the means can change anything.
+    """
+
+    run: Callable[[EmbeddedSets], Figures]
+    needs: tuple[str, ...]
+    centred: bool = True
+
+
+HINTS = {
+    "labels": "class labels (--label_column)",
+    "train": "reference images (--train_split)",
+    "shifts": "shifted sets (--shift_datasets, --shift_splits)",
+    "superclasses": "superclasses (--coarse_column)",
+    "captions": "captions (--caption_column)",
+    "winoground": "the columns image_0, image_1, caption_0 and caption_1",
+}
+
+PROTOCOLS = {
+    "zero_shot": Protocol(run_zero_shot, ("labels",)),
+    "shift": Protocol(run_shift, ("labels", "shifts")),
+    "consistency": Protocol(run_consistency, ("labels", "train")),
+    "fine_coarse": Protocol(run_fine_coarse, ("labels", "superclasses")),
+    "retrieval": Protocol(run_retrieval, ("captions",)),
+    "linear_probe": Protocol(run_linear_probe, ("labels", "train"), centred=False),
+    "geometry": Protocol(run_geometry, ()),
+    "image_retrieval": Protocol(run_image_retrieval, ("labels",)),
+    "clustering": Protocol(run_clustering, ("labels",)),
+    "winoground": Protocol(run_winoground, ("winoground",)),
+}
+
+
+def choose_protocols(
+    tasks: list[str], test: EvaluationSet, train: EvaluationSet | None, shifts: list[EvaluationSet]
+) -> dict[str, Protocol]:
+    r"""
+    The protocols asked for by name; for `all` those that the data allow.
+
+    Raises:
+        `ValueError`: a name that is no protocol, or one that needs what the data do not have, and how to say where it is.
+    """
+    if unknown := set(tasks) - PROTOCOLS.keys() - {"all"}:
+        raise ValueError(f"There is no task {min(unknown)}; there are {', '.join(PROTOCOLS)}, and all.")
+    has = {
+        "labels": test.labels is not None,
+        "train": train is not None,
+        "shifts": bool(shifts),
+        "superclasses": test.superclasses is not None,
+        "captions": test.captions is not None,
+        "winoground": test.is_winoground,
+    }
+    allowed = {name: protocol for name, protocol in PROTOCOLS.items() if all(has[need] for need in protocol.needs)}
+    if "all" in tasks:
+        return allowed
+    for task in tasks:
+        if missing := [need for need in PROTOCOLS[task].needs if not has[need]]:
+            raise ValueError(f"The task {task} needs {HINTS[missing[0]]}, which {test.name} does not have.")
+    return {task: allowed[task] for task in tasks}

@@ -1,0 +1,178 @@
+"""Pictures of results, each as PNG and SVG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+
+# Text stays text in SVG, so that it can be searched and files stay small.
+matplotlib.rcParams["svg.fonttype"] = "none"
+
+# More classes than this cannot be told apart in a picture: those that have most to show are drawn.
+MAX_CLASSES = 30
+BLUE, GREY, GREEN = "#2a6fbb", "#8c8c8c", "#2e8b57"
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes `path` with the suffixes `.png` and `.svg` and returns the PNG's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=130, bbox_inches="tight", facecolor="white")
+    return path.with_suffix(".png")
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[str]) -> Figure:
+    r"""
+    Shares of each class's images by predicted class. Of more than `MAX_CLASSES` classes those that take part in most
+    confusions are drawn.
+
+    Args:
+        labels (`torch.Tensor` of shape `(num_images,)`):
+            Right classes.
+        predictions (`torch.Tensor` of shape `(num_images,)`):
+            Predicted classes.
+        class_names (`Sequence[str]`):
+            Names of the classes.
+    """
+    num_classes = len(class_names)
+    flat = (labels * num_classes + predictions).cpu().numpy()
+    counts = np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+    wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    shown = np.sort(np.argsort(-wrong, kind="stable")[:MAX_CLASSES])
+    shares = 100 * counts[np.ix_(shown, shown)] / np.maximum(counts[shown].sum(axis=1, keepdims=True), 1)
+    names = [_short(class_names[index]) for index in shown]
+
+    side = 2.5 + 0.28 * len(shown)
+    figure = Figure(figsize=(side + 1, side))
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(shown)), names, rotation=90)
+    axes.set_yticks(range(len(shown)), names)
+    axes.set(xlabel="predicted class", ylabel="class")
+    axes.set_title(_of_all("confusion", len(shown), num_classes, "most confused"))
+    if len(shown) <= 12:
+        for row, column in np.ndindex(shares.shape):
+            colour = "white" if shares[row, column] > 55 else "black"
+            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, ax=axes, label="% of the class's images", shrink=0.8)
+    return figure
+
+
+def class_bars(labels: Tensor, predictions: Tensor, class_names: Sequence[str]) -> Figure:
+    r"""
+    Top-1 accuracy of each class that has images, best first. Of more than `MAX_CLASSES` the best and the worst are drawn.
+
+    Args:
+        labels, predictions, class_names:
+            As in [`confusion_matrix`].
+    """
+    labels, right = labels.cpu().numpy(), (labels == predictions).cpu().numpy()
+    totals = np.bincount(labels, minlength=len(class_names))
+    accuracies = np.bincount(labels, weights=right, minlength=len(class_names)) / np.maximum(totals, 1)
+    order = [index for index in np.argsort(-accuracies, kind="stable") if totals[index] > 0]
+    half = MAX_CLASSES // 2
+    shown = order if len(order) <= MAX_CLASSES else [*order[:half], *order[-half:]]
+
+    figure = Figure(figsize=(7, 1.2 + 0.24 * len(shown)))
+    axes = figure.subplots()
+    positions = range(len(shown))
+    axes.barh(positions, 100 * accuracies[shown], color=BLUE)
+    axes.set_yticks(positions, [f"{_short(class_names[index])} ({totals[index]:,})" for index in shown])
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.axvline(100 * right.mean(), color=GREY, linestyle="--", label=f"all images: {100 * right.mean():.1f} %")
+    axes.set(xlim=(0, 100), xlabel="top-1 accuracy (%); in brackets, images of the class")
+    axes.set_title(_of_all("accuracy by class", len(shown), len(order), "best and worst"))
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def similarity_heat_map(
+    similarities: Tensor, row_names: Sequence[str], column_names: Sequence[str], title: str
+) -> Figure:
+    r"""
+    Args:
+        similarities (`torch.Tensor` of shape `(num_rows, num_columns)`):
+            Cosines.
+        row_names, column_names (`Sequence[str]`):
+            What is compared.
+        title (`str`):
+            Title.
+    """
+    figure = Figure(figsize=(3.5 + 0.28 * len(column_names), 2.5 + 0.28 * len(row_names)))
+    axes = figure.subplots()
+    image = axes.imshow(similarities.float().cpu().numpy(), cmap="viridis")
+    axes.set_xticks(range(len(column_names)), [_short(name) for name in column_names], rotation=90)
+    axes.set_yticks(range(len(row_names)), [_short(name) for name in row_names])
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
+    return figure
+
+
+def contact_sheet(
+    images: Sequence[Image.Image],
+    texts: Sequence[Sequence[str]],
+    right_texts: Sequence[Sequence[bool]],
+    queries: Sequence[str],
+    found: Sequence[Sequence[Image.Image]],
+    right_images: Sequence[Sequence[bool]],
+) -> Figure:
+    r"""
+    Nearest texts of sampled images above, nearest images of sampled texts below; what is right is green.
+
+    Args:
+        images (`Sequence[Image.Image]`):
+            Sampled images.
+        texts (`Sequence[Sequence[str]]`):
+            The texts nearest to each, nearest first.
+        right_texts (`Sequence[Sequence[bool]]`):
+            Which of them belong to it.
+        queries (`Sequence[str]`):
+            Sampled texts.
+        found (`Sequence[Sequence[Image.Image]]`):
+            The images nearest to each, nearest first.
+        right_images (`Sequence[Sequence[bool]]`):
+            Which of them belong to it.
+    """
+    num_columns = len(found[0])
+    figure = Figure(figsize=(11, 1.45 * (len(images) + len(queries)) + 0.6))
+    grid = figure.add_gridspec(len(images) + len(queries), num_columns + 2, hspace=0.25, wspace=0.08)
+    for row, image in enumerate(images):
+        _show(figure.add_subplot(grid[row, 0]), image, None)
+        axes = figure.add_subplot(grid[row, 1:])
+        axes.set_axis_off()
+        for line, (text, right) in enumerate(zip(texts[row], right_texts[row], strict=True)):
+            height = 1 - (line + 0.5) / len(texts[row])
+            colour = GREEN if right else "black"
+            axes.text(0.01, height, _short(text, 90), color=colour, va="center", fontsize=9, transform=axes.transAxes)
+    for row, query in enumerate(queries, start=len(images)):
+        axes = figure.add_subplot(grid[row, :2])
+        axes.set_axis_off()
+        axes.text(0, 0.5, _short(query, 100), va="center", wrap=True, fontsize=9, transform=axes.transAxes)
+        for column, (image, right) in enumerate(
+            zip(found[row - len(images)], right_images[row - len(images)], strict=True)
+        ):
+            _show(figure.add_subplot(grid[row, 2 + column]), image, right)
+    figure.suptitle("Nearest texts of images, and nearest images of texts (right ones green)", y=0.93)
+    return figure
+
+
+def _show(axes, image: Image.Image, right: bool | None) -> None:
+    axes.imshow(image, aspect="equal")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color=GREEN if right else GREY, linewidth=3 if right else 0.5)
+
+
+def _short(text: str, length: int = 28) -> str:
+    # A dollar sign would start a formula.
+    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
+
+
+def _of_all(title: str, shown: int, all_of_them: int, which: str) -> str:
+    return title if shown == all_of_them else f"{title}: the {shown} {which} of {all_of_them:,} classes"
