@@ -1,5 +1,6 @@
 """The Trainer: transformers' own, with one contrastive batch a step and the parts of the loss in the log."""
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -8,14 +9,21 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from .blockwise import in_batch_recall
+from .checkpoints import mark_complete, mark_incomplete
 from .data_collator import CyCLIPDataCollator
 from .gradient_cache import cached_step
+from .logit_scale import (
+    ClampLogitScale,
+    fit_optimizer_state,
+    make_logit_scale_one_dimensional,
+    with_scalar_logit_scale,
+)
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
-from .optimizer import ClampLogitScale, decay_parameter_names
+from .optimizer import decay_parameter_names
 from .sampler import EpochSampler
 from .samples import CaptionedSamples, SampleCollator
 from .training_args import CyCLIPTrainingArguments
@@ -92,6 +100,9 @@ class CyCLIPTrainer(Trainer):
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
             data_collator = CyCLIPDataCollator(processing_class)
+        _check_processes(args)
+        if args.world_size > 1:
+            make_logit_scale_one_dimensional(model)
         super().__init__(
             model=model,
             args=args,
@@ -143,6 +154,11 @@ class CyCLIPTrainer(Trainer):
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         # The one place where transformers lets a dataset have a collator of its own.
         return SampleCollator(data_collator)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        optimizer.register_load_state_dict_post_hook(fit_optimizer_state)
+        return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return decay_parameter_names(model)
@@ -209,6 +225,27 @@ class CyCLIPTrainer(Trainer):
             logs["text_to_image_recall@1"] = text_to_image.item()
         super().log(logs, start_time)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if state_dict is None:
+            state_dict = self.accelerator.unwrap_model(self.model).state_dict()
+        super()._save(output_dir, with_scalar_logit_scale(state_dict))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir = self._get_output_dir(trial)
+        checkpoint = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            mark_incomplete(checkpoint)
+        # Older checkpoints must outlive the writing of this one.
+        save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = save_total_limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(checkpoint)
+            rotate_checkpoints(run_dir, save_total_limit, self.state.best_model_checkpoint)
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -252,6 +289,23 @@ class CyCLIPTrainer(Trainer):
         parts = self.model.compute_loss(image_embeds, text_embeds, outputs.logit_scale)
         self._eval_parts.add(parts._asdict(), weight=len(image_embeds))
         return parts.loss, None, None
+
+
+def _check_processes(args: CyCLIPTrainingArguments) -> None:
+    """Refuses to train with fewer pairs in the contrastive batch than was asked for."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process, each of which would see only its own negatives. Start one "
+            f"process a GPU, `accelerate launch --num_processes {args.n_gpu} SCRIPT ...`, or show one GPU only, "
+            "`CUDA_VISIBLE_DEVICES=0`."
+        )
+    # On CPU `accelerate launch` sets the address of a process group, and starts one process without it.
+    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if launched_on_cpu and "MASTER_ADDR" in os.environ and args.world_size == 1:
+        raise ValueError(
+            "`accelerate launch --cpu` was asked for several processes but starts one. Launch them with `torchrun "
+            "--nproc_per_node N SCRIPT ... --use_cpu`."
+        )
 
 
 class _WeightedMean:

@@ -119,6 +119,10 @@ def parse_arguments(
         allow_abbrev=False,
         description="Train CLIP with cyclic consistency on image-caption pairs.",
     )
+    for action in parser._actions:
+        if action.dest == "resume_from_checkpoint":
+            action.nargs, action.const = "?", "true"
+            action.help = "Go on from the last complete checkpoint of --output_dir, or from the one given."
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for adding in (parser, config_parser):
         adding.add_argument("--config", help="YAML file of arguments; the command line overrides it.")

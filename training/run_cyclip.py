@@ -11,6 +11,7 @@ import transformers
 from transformers.trainer_utils import set_seed
 
 from modeling_cyclip import CyCLIPTrainer
+from modeling_cyclip.checkpoints import last_complete_checkpoint
 from training.arguments import parse_arguments
 from training.build_model import build_model_and_processor
 from training.captions import iterate_captions, load_captioned_datasets
@@ -38,7 +39,10 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
 
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    resume_from = training_args.resume_from_checkpoint
+    if resume_from == "true":
+        resume_from = last_complete_checkpoint(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()
     if eval_dataset is not None:

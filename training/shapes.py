@@ -76,7 +76,9 @@ def draw(scene: dict[str, str], generator: random.Random) -> PILImage.Image:
     return image
 
 
-def scenes(pairs: list[tuple[str, str]], num_scenes: int, seed: int) -> Iterator[tuple[dict[str, str], PILImage.Image]]:
+def scenes(
+    pairs: list[tuple[str, str]], num_scenes: int, seed: int
+) -> Iterator[tuple[dict[str, str], PILImage.Image]]:
     """Scenes of the given colour-shape pairs in turn, everything else at random."""
     generator = random.Random(seed)
     for number in range(num_scenes):
