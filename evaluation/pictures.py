@@ -18,6 +18,7 @@ from modeling_cyclip.images import load_image
 NUM_QUERIES = 5
 NUM_NEAREST = 5
 NUM_PAIRS = 16
+THUMBNAIL = 96
 
 
 def draw_pictures(test: EmbeddedSet, folder: Path, seed: int) -> list[Path]:
@@ -42,12 +43,12 @@ def draw_pictures(test: EmbeddedSet, folder: Path, seed: int) -> list[Path]:
         figures["class_accuracy"] = class_bars(test.labels, predictions, names)
         figures["class_similarity"] = _class_similarity(test)
         figures["contact_sheet_classes"] = _contact_sheet(
-            test, names, test.class_embeds, lambda image, text: test.labels[image] == text, seed
+            test, names, test.class_embeds, lambda image, text: names[test.labels[image]] == text, seed
         )
     if test.caption_embeds is not None:
         captions = [caption for captions in test.data.captions for caption in captions]
         figures["contact_sheet_captions"] = _contact_sheet(
-            test, captions, test.caption_embeds, lambda image, text: test.caption_images[text] == image, seed
+            test, captions, test.caption_embeds, lambda image, text: text in test.data.captions[image], seed
         )
         rows = _sample(len(test.image_embeds), NUM_PAIRS, seed)
         similarities = test.image_embeds[rows] @ first_captions(test)[rows].T
@@ -72,26 +73,31 @@ def _class_similarity(test: EmbeddedSet) -> Figure:
 
 
 def _contact_sheet(
-    test: EmbeddedSet, texts: Sequence[str], text_embeds: Tensor, belongs: Callable[[int, int], Tensor], seed: int
+    test: EmbeddedSet, texts: Sequence[str], text_embeds: Tensor, belongs: Callable[[int, str], bool], seed: int
 ) -> Figure:
     def opened(row: int) -> Image:
-        return load_image(test.data.dataset[row]["image"])
+        image = load_image(test.data.dataset[row]["image"])
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return image
 
+    # A text that many images have is shown once.
+    first = {text: row for row, text in reversed(list(enumerate(texts)))}
+    texts, text_embeds = list(first), text_embeds[list(first.values())]
     images = _sample(len(test.image_embeds), NUM_QUERIES, seed)
     queries = _sample(len(texts), NUM_QUERIES, seed)
     num_texts, num_images = (min(NUM_NEAREST, len(rows)) for rows in (texts, test.image_embeds))
     nearest_texts = nearest(test.image_embeds[images] @ text_embeds.T, num_texts).tolist()
     nearest_images = nearest(text_embeds[queries] @ test.image_embeds.T, num_images).tolist()
     return contact_sheet(
-        images=[opened(row) for row in images],
-        texts=[[texts[text] for text in row] for row in nearest_texts],
-        right_texts=[
-            [bool(belongs(image, text)) for text in row] for image, row in zip(images, nearest_texts, strict=True)
+        images=[opened(image) for image in images],
+        texts=[
+            [(texts[text], belongs(image, texts[text])) for text in row]
+            for image, row in zip(images, nearest_texts, strict=True)
         ],
         queries=[texts[text] for text in queries],
-        found=[[opened(image) for image in row] for row in nearest_images],
-        right_images=[
-            [bool(belongs(image, text)) for image in row] for text, row in zip(queries, nearest_images, strict=True)
+        found=[
+            [(opened(image), belongs(image, texts[text])) for image in row]
+            for text, row in zip(queries, nearest_images, strict=True)
         ],
     )
 

@@ -1,10 +1,12 @@
 """Pictures of results, each as PNG and SVG."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -116,11 +118,9 @@ def similarity_heat_map(
 
 def contact_sheet(
     images: Sequence[Image.Image],
-    texts: Sequence[Sequence[str]],
-    right_texts: Sequence[Sequence[bool]],
+    texts: Sequence[Sequence[tuple[str, bool]]],
     queries: Sequence[str],
-    found: Sequence[Sequence[Image.Image]],
-    right_images: Sequence[Sequence[bool]],
+    found: Sequence[Sequence[tuple[Image.Image, bool]]],
 ) -> Figure:
     r"""
     Nearest texts of sampled images above, nearest images of sampled texts below; what is right is green.
@@ -128,41 +128,34 @@ def contact_sheet(
     Args:
         images (`Sequence[Image.Image]`):
             Sampled images.
-        texts (`Sequence[Sequence[str]]`):
-            The texts nearest to each, nearest first.
-        right_texts (`Sequence[Sequence[bool]]`):
-            Which of them belong to it.
+        texts (`Sequence[Sequence[tuple[str, bool]]]`):
+            The texts nearest to each, nearest first, with whether they belong to it.
         queries (`Sequence[str]`):
             Sampled texts.
-        found (`Sequence[Sequence[Image.Image]]`):
-            The images nearest to each, nearest first.
-        right_images (`Sequence[Sequence[bool]]`):
-            Which of them belong to it.
+        found (`Sequence[Sequence[tuple[Image.Image, bool]]]`):
+            The images nearest to each, nearest first, with whether they belong to it.
     """
-    num_columns = len(found[0])
-    figure = Figure(figsize=(11, 1.45 * (len(images) + len(queries)) + 0.6))
-    grid = figure.add_gridspec(len(images) + len(queries), num_columns + 2, hspace=0.25, wspace=0.08)
+    num_rows = len(images) + len(queries)
+    figure = Figure(figsize=(10, 1.3 * num_rows), layout="constrained")
+    grid = figure.add_gridspec(num_rows, len(found[0]) + 2)
     for row, image in enumerate(images):
-        _show(figure.add_subplot(grid[row, 0]), image, None)
+        _show(figure.add_subplot(grid[row, 0]), image, right=False)
         axes = figure.add_subplot(grid[row, 1:])
         axes.set_axis_off()
-        for line, (text, right) in enumerate(zip(texts[row], right_texts[row], strict=True)):
+        for line, (text, right) in enumerate(texts[row]):
             height = 1 - (line + 0.5) / len(texts[row])
-            colour = GREEN if right else "black"
-            axes.text(0.01, height, _short(text, 90), color=colour, va="center", fontsize=9, transform=axes.transAxes)
-    for row, query in enumerate(queries, start=len(images)):
+            axes.text(0, height, _short(text, 90), color=GREEN if right else "black", va="center", fontsize=9)
+    for row, (query, row_found) in enumerate(zip(queries, found, strict=True), start=len(images)):
         axes = figure.add_subplot(grid[row, :2])
         axes.set_axis_off()
-        axes.text(0, 0.5, _short(query, 100), va="center", wrap=True, fontsize=9, transform=axes.transAxes)
-        for column, (image, right) in enumerate(
-            zip(found[row - len(images)], right_images[row - len(images)], strict=True)
-        ):
-            _show(figure.add_subplot(grid[row, 2 + column]), image, right)
-    figure.suptitle("Nearest texts of images, and nearest images of texts (right ones green)", y=0.93)
+        axes.text(0, 0.5, textwrap.fill(_short(query, 120), 30), va="center", fontsize=9)
+        for column, (image, right) in enumerate(row_found, start=2):
+            _show(figure.add_subplot(grid[row, column]), image, right)
+    figure.suptitle("Nearest texts of images, nearest images of texts (right ones green)")
     return figure
 
 
-def _show(axes, image: Image.Image, right: bool | None) -> None:
+def _show(axes: Axes, image: Image.Image, right: bool) -> None:
     axes.imshow(image, aspect="equal")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

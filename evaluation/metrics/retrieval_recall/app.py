@@ -1,0 +1,5 @@
+import evaluate
+from evaluate.utils import launch_gradio_widget
+
+
+launch_gradio_widget(evaluate.load("retrieval_recall"))
