@@ -53,8 +53,7 @@ def fine_coarse(
         own = superclasses[labels[rows]]
         siblings = superclasses[None, :] == own[:, None]
         fine_ranks[rows] = rank_of(similarities.masked_fill(~siblings, float("-inf")), labels[rows])
-        best = similarities.new_full((len(similarities), len(sizes)), float("-inf"))
-        best.index_reduce_(1, superclasses, similarities, "amax")
+        best = torch.stack([similarities[:, superclasses == group].amax(dim=1) for group in range(len(sizes))], dim=1)
         coarse_ranks[rows] = rank_of(best, own)
     fine = {f"fine_top{k}": Measure((fine_ranks < k).float()) for k in topk}
     return {**fine, **{f"coarse_top{k}": Measure((coarse_ranks < k).float()) for k in topk}}

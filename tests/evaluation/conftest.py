@@ -1,0 +1,46 @@
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+
+from tests.conftest import COLOURS, coloured_image
+
+
+NAMES = list(COLOURS)
+
+
+@pytest.fixture
+def checkpoint(model, processor, tmp_path):
+    """A folder of a tiny CLIP checkpoint."""
+    folder = tmp_path / "checkpoint"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """
+    A `datasets` folder of plain colours: 28 test, 40 train and 9 faded images, with ClassLabel, string label, superclass
+    and two captions.
+    """
+    folder = tmp_path_factory.mktemp("colours")
+    features = Features(
+        {
+            "img": Image(),
+            "label": ClassLabel(names=["red", "green", "blue", "lemon_yellow"]),
+            "name": Value("string"),
+            "group": ClassLabel(names=["warm", "cold"]),
+            "captions": List(Value("string")),
+        }
+    )
+    for split, size, offset in (("test", 28, 0), ("train", 40, 3), ("faded", 9, 20)):
+        rows = [(row % 4, offset + row // 4) for row in range(size)]
+        columns = {
+            "img": [coloured_image(NAMES[label], level) for label, level in rows],
+            "label": [label for label, _ in rows],
+            "name": [f"{NAMES[label]} paint" for label, _ in rows],
+            "group": [0 if NAMES[label] in ("red", "yellow") else 1 for label, _ in rows],
+            "captions": [[f"{NAMES[label]} {level}", f"shade {level} of {NAMES[label]}"] for label, level in rows],
+        }
+        dataset = Dataset.from_dict(columns, features=features)
+        dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return str(folder)

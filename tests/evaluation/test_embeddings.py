@@ -1,0 +1,183 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+
+from evaluation.embeddings import class_embeddings, image_embeddings, text_embeddings
+from evaluation.encoder import Encoder, checkpoint_fingerprint, load_checkpoint
+from tests.conftest import coloured_image
+
+
+class Processes:
+    """One of several processes, as far as sharing out the work goes."""
+
+    def __init__(self, process_index, num_processes):
+        self.process_index, self.num_processes = process_index, num_processes
+
+
+@torch.no_grad()
+def reference_features(model, processor, images):
+    """One image at a time, with the model's own method."""
+    inputs = (processor(images=image, return_tensors="pt")["pixel_values"] for image in images)
+    return torch.cat([model.eval().get_image_features(pixel_values=pixels).pooler_output for pixels in inputs])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_image_embeddings_are_the_models(model, processor, pairs, batch_size):
+    features = reference_features(model, processor, [coloured_image(c) for c in ("red", "green", "blue", "yellow")])
+    embeds = image_embeddings(model, processor, pairs["image"], batch_size)
+    assert embeds.shape == (32, 12)
+    assert torch.allclose(embeds[:4], F.normalize(features, dim=-1), atol=1e-5)
+    raw = image_embeddings(model, processor, pairs["image"], batch_size, normalize=False)
+    assert torch.allclose(raw[:4], features, atol=1e-5)
+    assert torch.equal(F.normalize(raw, dim=-1), embeds)
+
+
+def test_worker_processes_change_nothing(model, processor, pairs):
+    alone = image_embeddings(model, processor, pairs["image"], 8)
+    assert torch.equal(image_embeddings(model, processor, pairs["image"], 8, num_workers=2), alone)
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 7])
+def test_processes_share_rows_without_gap_or_repeat(model, processor, pairs, monkeypatch, num_processes):
+    images = [row["image"] for row in pairs.select(range(29))]
+    alone = image_embeddings(model, processor, images, 4, normalize=False)
+    parts = []
+    monkeypatch.setattr("evaluation.embeddings.reduce", lambda embeds, reduction: parts.append(embeds) or embeds)
+    for index in range(num_processes):
+        image_embeddings(model, processor, images, 4, normalize=False, state=Processes(index, num_processes))
+    assert torch.equal(sum(parts), alone)
+    assert (sum((part != 0).any(dim=1).int() for part in parts) == 1).all()
+
+
+def test_text_embeddings_are_the_models(model, processor):
+    texts = ["red", "a blue picture, shade 3", "red", "green " * 50]
+    embeds = text_embeddings(model, processor, texts, batch_size=2)
+    inputs = processor.tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.eval().get_text_features(**inputs).pooler_output
+    assert torch.allclose(embeds, F.normalize(expected, dim=-1), atol=1e-5)
+    assert torch.equal(embeds[0], embeds[2])
+
+
+def test_class_embeddings_are_normalised_means_of_unit_embeddings(model, processor):
+    templates = ["a photo of a {}.", "{c}, painted"]
+    embeds = class_embeddings(model, processor, ["red", "blue"], templates)
+    for row, name in enumerate(["red", "blue"]):
+        prompts = text_embeddings(model, processor, [f"a photo of a {name}.", f"{name}, painted"])
+        assert torch.allclose(embeds[row], F.normalize(prompts.mean(dim=0), dim=0), atol=1e-5)
+
+
+def test_model_in_training_mode_is_left_so_but_embeds_as_in_evaluation(model, processor, pairs):
+    model.train()
+    model.vision_model.encoder.layers[0].self_attn.dropout = 0.5
+    embeds = image_embeddings(model, processor, pairs["image"])
+    assert model.training
+    assert torch.equal(image_embeddings(model.eval(), processor, pairs["image"]), embeds)
+    assert not embeds.requires_grad
+
+
+def test_bf16_is_close(model, processor, pairs):
+    embeds = image_embeddings(model, processor, pairs["image"])
+    in_bf16 = image_embeddings(model.to(torch.bfloat16), processor, pairs["image"])
+    assert in_bf16.dtype == torch.float32
+    assert F.cosine_similarity(embeds, in_bf16).min() > 0.99
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_broken_image_is_named_by_its_row(model, processor, tmp_path, num_workers):
+    (tmp_path / "cat.png").write_text("not an image")
+    images = [Image.new("RGB", (16, 16)), str(tmp_path / "cat.png")]
+    with pytest.raises(ValueError, match=r"^An image cannot be opened: row 1 \(.*cat.png\): UnidentifiedImageError"):
+        image_embeddings(model, processor, images, num_workers=num_workers)
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        ([], ["{}"], "no classes"),
+        (["red", " "], ["{}"], "Class 1 has an empty name"),
+        (["red"], [], "no prompt templates"),
+        (["red"], ["{}", "a photo"], "'a photo' has none"),
+    ],
+)
+def test_class_prompts_faults(model, processor, names, templates, message):
+    with pytest.raises(ValueError, match=message):
+        class_embeddings(model, processor, names, templates)
+
+
+def test_nothing_to_embed(model, processor):
+    with pytest.raises(ValueError, match="no images"):
+        image_embeddings(model, processor, [])
+    with pytest.raises(ValueError, match="no texts"):
+        text_embeddings(model, processor, [])
+
+
+@pytest.fixture
+def single_process():
+    from accelerate import PartialState
+
+    return PartialState(cpu=True)
+
+
+def test_encoder_reads_what_it_has_kept(model, processor, pairs, tmp_path, single_process, monkeypatch):
+    encoder = Encoder(model, processor, tmp_path, 8, 0, single_process)
+    images, texts = encoder.images(pairs), encoder.texts(["red", "blue"])
+    assert torch.equal(images, image_embeddings(model, processor, pairs["image"], 8, normalize=False))
+    files = sorted(tmp_path.iterdir())
+    assert [file.suffix for file in files] == [".safetensors"] * 2
+    with safe_open(files[0], "pt") as file:
+        assert file.metadata() == {"checkpoint": encoder.fingerprint, "data": pairs._fingerprint}
+
+    monkeypatch.setattr("evaluation.encoder.image_embeddings", None)
+    monkeypatch.setattr("evaluation.encoder.text_embeddings", None)
+    again = Encoder(model, processor, tmp_path, 8, 0, single_process)
+    assert torch.equal(again.images(pairs), images)
+    assert torch.equal(again.texts(["red", "blue"]), texts)
+
+
+def test_encoder_computes_anew_what_has_changed(model, processor, pairs, tmp_path, single_process):
+    before = Encoder(model, processor, tmp_path, 8, 0, single_process).texts(["red"])
+    with torch.no_grad():
+        model.text_projection.weight.mul_(2)
+    after = Encoder(model, processor, tmp_path, 8, 0, single_process)
+    assert torch.allclose(after.texts(["red"]), 2 * before)
+    assert not torch.allclose(after.texts(["blue"]), after.texts(["red"]))
+    assert len(after.images(pairs.select(range(3)))) == 3
+    assert len(after.images(pairs.select(range(4)))) == 4
+
+
+def test_fingerprint_knows_weights_processor_and_precision(model, processor):
+    prints = {checkpoint_fingerprint(model, processor)}
+    processor.image_processor.crop_size = {"height": 8, "width": 8}
+    prints.add(checkpoint_fingerprint(model, processor))
+    prints.add(checkpoint_fingerprint(model.to(torch.bfloat16), processor))
+    processor.image_processor.crop_size = {"height": 16, "width": 16}
+    assert len(prints) == 3
+
+
+def test_checkpoint_opens_with_the_auto_classes(checkpoint, model):
+    loaded, processor = load_checkpoint(checkpoint, "fp32", torch.device("cpu"))
+    assert torch.equal(loaded.text_projection.weight, model.text_projection.weight)
+    assert checkpoint_fingerprint(loaded, processor) == checkpoint_fingerprint(
+        *load_checkpoint(checkpoint, "fp32", torch.device("cpu"))
+    )
+    assert load_checkpoint(checkpoint, "bf16", torch.device("cpu"))[0].dtype == torch.bfloat16
+
+
+def test_checkpoint_faults(tmp_path, model, checkpoint):
+    from transformers import BertConfig, BertModel
+
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        load_checkpoint(str(tmp_path), "fp32", cpu)
+    with pytest.raises(ValueError, match="fp32, bf16"):
+        load_checkpoint(checkpoint, "fp16", cpu)
+    bert = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=10)
+    BertModel(bert).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="is a BertModel, not a CLIP model"):
+        load_checkpoint(str(tmp_path / "bert"), "fp32", cpu)
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="lacks a tokenizer or an image processor"):
+        load_checkpoint(str(tmp_path / "bare"), "fp32", cpu)
