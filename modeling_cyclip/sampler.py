@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -52,3 +53,28 @@ class EpochSampler(Sampler[tuple[int, int]]):
 def keyed_seed(*key: int) -> int:
     """A 63-bit seed from integers, the same on every machine."""
     return random.Random(repr(key)).getrandbits(63)
+
+
+def keyed_choice(seed: int, epoch: int, indices: np.ndarray, num_choices: np.ndarray) -> np.ndarray:
+    r"""
+    One of several, for each sample of an epoch: a hash of (seed, epoch, index) modulo the number of choices.
+
+    Args:
+        seed (`int`):
+            Seed of the choice.
+        epoch (`int`):
+            The epoch.
+        indices (`np.ndarray` of shape `(n,)`):
+            The samples.
+        num_choices (`np.ndarray` of shape `(n,)`):
+            From how many each chooses.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`: numbers from 0 to `num_choices - 1`.
+    """
+    # The finaliser of splitmix64 (Steele et al., 2014); products are meant to wrap.
+    bits = np.asarray(indices).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(keyed_seed(seed, epoch))
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits = bits ^ (bits >> np.uint64(31))
+    return (bits % np.asarray(num_choices).astype(np.uint64)).astype(np.int64)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .images import BrokenImageError, load_image
-from .sampler import keyed_seed
+from .sampler import keyed_choice, keyed_seed
 
 
 # With a share p of broken images, a sample finds no replacement with probability p ** 100: only in a set that is broken
@@ -67,7 +67,8 @@ class CaptionedSamples(Dataset):
             else:
                 caption = row["caption"]
                 if not isinstance(caption, str):
-                    caption = caption[0] if epoch is None else choices.choice(caption)
+                    drawn = 0 if epoch is None else keyed_choice(self.seed, epoch, [index], [len(caption)])[0]
+                    caption = caption[drawn]
                 return {"image": image, "caption": caption, "index": index, "broken_images": broken}
             index = self._untaken(choices, taken)
             taken.add(index)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
-from transformers.utils import logging
+from transformers.utils import is_datasets_available, logging
 
 from .blockwise import in_batch_recall
 from .checkpoints import mark_complete, mark_incomplete
@@ -27,6 +27,7 @@ from .optimizer import decay_parameter_names
 from .sampler import EpochSampler
 from .samples import CaptionedSamples, SampleCollator
 from .training_args import CyCLIPTrainingArguments
+from .unique_captions import UniqueCaptionSampler
 
 
 logger = logging.get_logger(__name__)
@@ -114,7 +115,7 @@ class CyCLIPTrainer(Trainer):
             **kwargs,
         )
         if train_dataset is not None and not isinstance(train_dataset, IterableDataset):
-            self._get_train_sampler()  # refuses a set that does not fill a batch, before any work
+            self._train_sampler = self._make_train_sampler()
         self.broken_images: dict[int, str] = {}
         self._train_parts = _WeightedMean()
         self._last_embeds: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -131,8 +132,24 @@ class CyCLIPTrainer(Trainer):
         )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
-        num_samples = len(self.train_dataset if train_dataset is None else train_dataset)
-        return EpochSampler(num_samples, self._train_batch_size * self.args.world_size, self._data_seed())
+        """The sampler of [`CaptionedSamples`]; made once, since it may have to read all captions."""
+        return self._train_sampler
+
+    def _make_train_sampler(self) -> EpochSampler:
+        global_batch_size = self._train_batch_size * self.args.world_size
+        sampler = EpochSampler(len(self.train_dataset), global_batch_size, self._data_seed())
+        if not self.args.no_duplicate_captions or not _is_table(self.train_dataset):
+            return sampler
+        unique = UniqueCaptionSampler(self.train_dataset["caption"], global_batch_size, self._data_seed())
+        if len(unique) < len(sampler) // 2:
+            logger.warning(
+                f"The data has too few different captions for batches of {global_batch_size} without repeats: equal "
+                "captions will meet in a batch and count as negatives of each other (--no_duplicate_captions is off)."
+            )
+            return sampler
+        if len(unique) < len(sampler):
+            logger.info(f"{len(sampler) - len(unique)} pairs sit out each epoch so that no batch repeats a caption.")
+        return unique
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         if isinstance(eval_dataset, str):
@@ -289,6 +306,15 @@ class CyCLIPTrainer(Trainer):
         parts = self.model.compute_loss(image_embeds, text_embeds, outputs.logit_scale)
         self._eval_parts.add(parts._asdict(), weight=len(image_embeds))
         return parts.loss, None, None
+
+
+def _is_table(dataset: Dataset) -> bool:
+    """Whether a column can be read without reading the others."""
+    if not is_datasets_available():
+        return False
+    import datasets
+
+    return isinstance(dataset, datasets.Dataset)
 
 
 def _check_processes(args: CyCLIPTrainingArguments) -> None:

@@ -20,6 +20,9 @@ class CyCLIPTrainingArguments(TrainingArguments):
         gradient_cache_chunk_size (`int`, *optional*):
             Pairs that are embedded at once. The step then sees the same contrastive batch, with exactly its gradients, at
             the memory of a chunk and the time of one more forward pass. `None` embeds the whole batch at once.
+        no_duplicate_captions (`bool`, *optional*, defaults to `True`):
+            Whether two samples with the same caption are kept out of one batch, where they would be negatives of each
+            other. Takes a `datasets.Dataset` with enough different captions; where there are too few, a warning says so.
     """
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate (paper: 5e-4)."})
@@ -51,6 +54,9 @@ class CyCLIPTrainingArguments(TrainingArguments):
     gradient_cache_chunk_size: int | None = field(
         default=None,
         metadata={"help": "Embed this many pairs at once: the memory of a chunk, the gradients of the whole batch."},
+    )
+    no_duplicate_captions: bool = field(
+        default=True, metadata={"help": "Keep two samples with the same caption out of one batch."}
     )
 
     def __post_init__(self):
