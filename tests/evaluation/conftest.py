@@ -1,3 +1,4 @@
+import datasets
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
@@ -5,6 +6,14 @@ from tests.conftest import COLOURS, coloured_image
 
 
 NAMES = list(COLOURS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory):
+    """Keeps what `load_dataset` prepares out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        yield
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ def slow_bootstrap(scores, classes, resamples, level=0.95):
     means = []
     for _ in range(resamples):
         rows = generator.integers(len(scores), size=len(scores))
-        drawn = [scores[rows]] if classes is None else [scores[rows][classes[rows] == c] for c in np.unique(classes[rows])]
+        drawn = (
+            [scores[rows]] if classes is None else [scores[rows][classes[rows] == c] for c in np.unique(classes[rows])]
+        )
         means.append(np.mean([part.mean() for part in drawn]))
     return np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
 

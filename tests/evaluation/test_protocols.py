@@ -61,7 +61,10 @@ def slow_order(similarities):
 
 
 # The kinds of embeddings that every ranking protocol is tried on.
-KINDS = {"random": lambda rows, seed: random_embeds(rows, 6, seed=seed), "tied": lambda rows, seed: tied_embeds(rows, 4, seed)}
+KINDS = {
+    "random": lambda rows, seed: random_embeds(rows, 6, seed=seed),
+    "tied": lambda rows, seed: tied_embeds(rows, 4, seed),
+}
 both_kinds = pytest.mark.parametrize("embeds", KINDS.values(), ids=KINDS.keys())
 
 
@@ -165,7 +168,10 @@ def test_retrieval_equals_loops(embeds):
     for k in (1, 5, 10):
         hits = [image in owners[slow_order((captions @ images[image]).tolist())[:k]] for image in range(12)]
         assert measures[f"image_to_text_recall@{k}"] == pytest.approx(np.mean(hits))
-        hits = [owner in slow_order((images @ caption).tolist())[:k] for caption, owner in zip(captions, owners, strict=True)]
+        hits = [
+            owner in slow_order((images @ caption).tolist())[:k]
+            for caption, owner in zip(captions, owners, strict=True)
+        ]
         assert measures[f"text_to_image_recall@{k}"] == pytest.approx(np.mean(hits))
 
 
@@ -253,18 +259,26 @@ def test_geometry_equals_loops():
     images64 = images.double()
     assert labelled_alignment_uniformity(images, classes, labels) == {
         "alignment": pytest.approx(np.mean([float(images64[i] @ texts[i]) for i in range(15)]), abs=1e-6),
-        "uniformity": pytest.approx(math.log(np.mean([math.exp(-images64[i] @ texts[j]) for i, j in pairs])), abs=1e-6),
+        "uniformity": pytest.approx(
+            math.log(np.mean([math.exp(-images64[i] @ texts[j]) for i, j in pairs])), abs=1e-6
+        ),
     }
     squares = [[float((images64[i] - texts[j]).square().sum()) for j in range(15)] for i in range(15)]
     assert captioned_alignment_uniformity(images, texts) == {
         "alignment": pytest.approx(np.mean([squares[i][i] for i in range(15)]), abs=1e-6),
         "uniformity": pytest.approx(math.log(np.mean([math.exp(-2 * squares[i][j]) for i, j in pairs])), abs=1e-6),
     }
-    inmodal = np.mean([float(images64[j] @ images64[k] - texts[j] @ texts[k]) ** 2 for j in range(15) for k in range(15)])
-    crossmodal = np.mean([float(images64[j] @ texts[k] - images64[k] @ texts[j]) ** 2 for j in range(15) for k in range(15)])
+    inmodal = np.mean(
+        [float(images64[j] @ images64[k] - texts[j] @ texts[k]) ** 2 for j in range(15) for k in range(15)]
+    )
+    crossmodal = np.mean(
+        [float(images64[j] @ texts[k] - images64[k] @ texts[j]) ** 2 for j in range(15) for k in range(15)]
+    )
     gaps = cyclic_gaps(images, texts)
     assert gaps == {"inmodal_cyclic_gap": pytest.approx(inmodal), "crossmodal_cyclic_gap": pytest.approx(crossmodal)}
-    assert modality_gap(images, texts) == pytest.approx(np.linalg.norm(images64.numpy().mean(0) - texts.numpy().mean(0)))
+    assert modality_gap(images, texts) == pytest.approx(
+        np.linalg.norm(images64.numpy().mean(0) - texts.numpy().mean(0))
+    )
 
 
 def test_geometry_by_hand():
@@ -359,7 +373,10 @@ IMAGES, CLASSES, LABELS = torch.eye(3), torch.eye(3), torch.tensor([0, 1, 2])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: zero_shot(IMAGES, CLASSES, torch.tensor([0, 1, 3])), "Row 2 has label 3, but there are only 3 class names"),
+        (
+            lambda: zero_shot(IMAGES, CLASSES, torch.tensor([0, 1, 3])),
+            "Row 2 has label 3, but there are only 3 class names",
+        ),
         (lambda: zero_shot(IMAGES, CLASSES, torch.tensor([0, -1, 2])), "Row 1 has label -1"),
         (lambda: zero_shot(IMAGES, CLASSES, LABELS[:2]), "as many labels"),
         (lambda: zero_shot(IMAGES[:0], CLASSES, LABELS[:0]), "no test images"),
@@ -377,7 +394,10 @@ IMAGES, CLASSES, LABELS = torch.eye(3), torch.eye(3), torch.tensor([0, 1, 2])
         (lambda: linear_probe(IMAGES, LABELS, IMAGES, LABELS, num_classes=2), "label 2"),
         (lambda: fit_line([(10, 3), (10, 4)]), "two different accuracies"),
         (lambda: matched_accuracy(IMAGES, CLASSES, LABELS, "abc", "abd", LABELS), "'d' is not among the 3 classes"),
-        (lambda: matched_accuracy(IMAGES[:1], CLASSES, LABELS[:1], "abc", "abc", LABELS[1:]), "no image of the classes"),
+        (
+            lambda: matched_accuracy(IMAGES[:1], CLASSES, LABELS[:1], "abc", "abc", LABELS[1:]),
+            "no image of the classes",
+        ),
     ],
 )
 def test_faults_are_named(call, message):
