@@ -48,9 +48,11 @@ def nearest(similarities: Tensor, k: int) -> Tensor:
         `torch.Tensor` of shape `(num_queries, k)`: indices of the most similar candidates, most similar first, of
         equal ones the lower index first.
     """
-    values, indices = similarities.topk(k, dim=1)
-    # `topk` leaves open which of equal values it takes and in what order; a row without equal values needs no more.
-    tied = (values[:, 1:] == values[:, :-1]).any(dim=1) | ((similarities >= values[:, -1:]).sum(dim=1) > k)
+    values, indices = similarities.topk(min(k + 1, similarities.shape[1]), dim=1)
+    indices = indices[:, :k]
+    # `topk` leaves open which of equal values it takes and in what order. A row without equal values among the first k
+    # and the one after them needs no more.
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
     for row in tied.nonzero()[:, 0].tolist():
         indices[row] = similarities[row].argsort(descending=True, stable=True)[:k]
     return indices
