@@ -19,6 +19,9 @@ from evaluation.zero_shot import check_labels
 C_GRID = tuple(10.0**exponent for exponent in range(-3, 4))
 MAX_ITERATIONS = 500
 
+# With fewer training images a class, on average, a fifth of them says nothing of a penalty.
+MIN_IMAGES_PER_CLASS = 5
+
 
 def linear_probe(
     train_features: Tensor,
@@ -92,18 +95,15 @@ def logistic_regression(
     test_features: Tensor,
     test_labels: Tensor,
     *,
-    validation_share: float = 0.2,
     seed: int = 0,
 ) -> dict[str, Measure | float]:
     r"""
     Logistic regression by L-BFGS (CLIP, section 3.2, by scikit-learn). Of the penalties tried the one that is best on a
-    held-out share of the training images is taken, then all of them are fitted.
+    held-out fifth of the training images is taken, then all of them are fitted.
 
     Args:
         train_features, train_labels, test_features, test_labels (`torch.Tensor`):
             As in [`linear_probe`].
-        validation_share (`float`, *optional*, defaults to 0.2):
-            Share of the training images that the penalty is chosen on.
         seed (`int`, *optional*, defaults to 0):
             Seed of that choice.
 
@@ -111,12 +111,17 @@ def logistic_regression(
         `dict[str, Measure | float]`: `accuracy`, `mean_per_class`, and `C`, the inverse penalty that was chosen.
 
     Raises:
-        `ValueError`: training images of fewer than two classes.
+        `ValueError`: training images of fewer than two classes, or fewer than `MIN_IMAGES_PER_CLASS` a class on average.
     """
     features, labels = train_features.cpu().numpy(), train_labels.cpu().numpy()
     if len(np.unique(labels)) < 2:
         raise ValueError("A linear probe needs training images of at least two classes.")
-    fitted, held_out = train_test_split(np.arange(len(labels)), test_size=validation_share, random_state=seed)
+    if len(labels) < MIN_IMAGES_PER_CLASS * len(np.unique(labels)):
+        raise ValueError(
+            f"To choose a penalty takes {MIN_IMAGES_PER_CLASS} training images a class, got {len(labels)} for "
+            f"{len(np.unique(labels))} classes."
+        )
+    fitted, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=seed)
     scores = [_fit(features[fitted], labels[fitted], c).score(features[held_out], labels[held_out]) for c in C_GRID]
     best = C_GRID[int(np.argmax(scores))]
     predictions = _fit(features, labels, best).predict(test_features.cpu().numpy())

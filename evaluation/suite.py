@@ -23,7 +23,7 @@ from evaluation.geometry import (
 )
 from evaluation.image_retrieval import same_class_retrieval
 from evaluation.intervals import Measure
-from evaluation.linear_probe import linear_probe, logistic_regression
+from evaluation.linear_probe import MIN_IMAGES_PER_CLASS, linear_probe, logistic_regression
 from evaluation.retrieval import retrieval
 from evaluation.shift import BaselineLine, effective_robustness, matched_accuracy
 from evaluation.winoground import winoground
@@ -178,12 +178,10 @@ def run_retrieval(sets: EmbeddedSets) -> Figures:
 def run_linear_probe(sets: EmbeddedSets) -> Figures:
     test, train = sets.test, sets.train
     data = (train.image_features, train.labels, test.image_features, test.labels)
-    official = linear_probe(*data, num_classes=len(test.class_embeds), seed=sets.seed)
-    logistic = logistic_regression(*data, seed=sets.seed)
-    return {
-        **{f"official {name}": figure for name, figure in official.items()},
-        **{f"logistic regression {name}": figure for name, figure in logistic.items()},
-    }
+    probes = {"official": linear_probe(*data, num_classes=len(test.class_embeds), seed=sets.seed)}
+    if len(train.labels) >= MIN_IMAGES_PER_CLASS * len(train.labels.unique()):
+        probes["logistic regression"] = logistic_regression(*data, seed=sets.seed)
+    return {f"{probe} {name}": figure for probe, figures in probes.items() for name, figure in figures.items()}
 
 
 def run_geometry(sets: EmbeddedSets) -> Figures:
@@ -254,6 +252,7 @@ class Protocol:
 
 HINTS = {
     "labels": "class labels (--label_column)",
+    "repeats": "at least two images a class, on average (--label_column)",
     "train": "reference images (--train_split)",
     "shifts": "shifted sets (--shift_datasets, --shift_splits)",
     "superclasses": "superclasses (--coarse_column)",
@@ -269,8 +268,8 @@ PROTOCOLS = {
     "retrieval": Protocol(run_retrieval, ("captions",)),
     "linear_probe": Protocol(run_linear_probe, ("labels", "train"), centred=False),
     "geometry": Protocol(run_geometry, ()),
-    "image_retrieval": Protocol(run_image_retrieval, ("labels",)),
-    "clustering": Protocol(run_clustering, ("labels",)),
+    "image_retrieval": Protocol(run_image_retrieval, ("labels", "repeats")),
+    "clustering": Protocol(run_clustering, ("labels", "repeats")),
     "winoground": Protocol(run_winoground, ("winoground",)),
 }
 
@@ -288,6 +287,8 @@ def choose_protocols(
         raise ValueError(f"There is no task {min(unknown)}; there are {', '.join(PROTOCOLS)}, and all.")
     has = {
         "labels": test.labels is not None,
+        # Where each image is a class of its own, neither clusters nor images of the same class mean anything.
+        "repeats": test.labels is not None and len(test.labels) >= 2 * len(test.labels.unique()),
         "train": train is not None,
         "shifts": bool(shifts),
         "superclasses": test.superclasses is not None,

@@ -28,8 +28,8 @@ def checkpoint(model, processor, tmp_path):
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory):
     """
-    A `datasets` folder of plain colours: 28 test, 40 train and 9 faded images, with ClassLabel, string label, superclass
-    and two captions.
+    A `datasets` folder of plain colours: 28 test, 40 train and 9 faded images, with ClassLabel, string label, a string
+    that no two share, superclass and two captions.
     """
     folder = tmp_path_factory.mktemp("colours")
     features = Features(
@@ -37,6 +37,7 @@ def data_folder(tmp_path_factory):
             "img": Image(),
             "label": ClassLabel(names=["red", "green", "blue", "lemon_yellow"]),
             "name": Value("string"),
+            "code": Value("string"),
             "group": ClassLabel(names=["warm", "cold"]),
             "captions": List(Value("string")),
         }
@@ -47,6 +48,7 @@ def data_folder(tmp_path_factory):
             "img": [coloured_image(NAMES[label], level) for label, level in rows],
             "label": [label for label, _ in rows],
             "name": [f"{NAMES[label]} paint" for label, _ in rows],
+            "code": [f"{NAMES[label]} {level}" for label, level in rows],
             "group": [0 if NAMES[label] in ("red", "yellow") else 1 for label, _ in rows],
             "captions": [[f"{NAMES[label]} {level}", f"shade {level} of {NAMES[label]}"] for label, level in rows],
         }

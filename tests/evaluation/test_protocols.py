@@ -391,6 +391,10 @@ IMAGES, CLASSES, LABELS = torch.eye(3), torch.eye(3), torch.tensor([0, 1, 2])
         (lambda: clustering(IMAGES, torch.zeros(3).long()), "two classes"),
         (lambda: winoground(IMAGES, IMAGES), "num_examples, 2, dim"),
         (lambda: logistic_regression(IMAGES, torch.zeros(3).long(), IMAGES, LABELS), "two classes"),
+        (
+            lambda: logistic_regression(IMAGES, LABELS, IMAGES, LABELS),
+            "5 training images a class, got 3 for 3 classes",
+        ),
         (lambda: linear_probe(IMAGES, LABELS, IMAGES, LABELS, num_classes=2), "label 2"),
         (lambda: fit_line([(10, 3), (10, 4)]), "two different accuracies"),
         (lambda: matched_accuracy(IMAGES, CLASSES, LABELS, "abc", "abd", LABELS), "'d' is not among the 3 classes"),

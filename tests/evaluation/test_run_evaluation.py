@@ -110,6 +110,12 @@ def test_string_labels_with_templates_and_excluded_rows(run, checkpoint, tmp_pat
     assert tables[checkpoint]["zero_shot"]["top3"] == {"value": 1.0, "low": 1.0, "high": 1.0, "items": 21}
 
 
+def test_image_retrieval_is_left_out_where_each_image_is_a_class(run, checkpoint):
+    results = run("--label_column", "code", "--tasks", "all")["results"][checkpoint]
+    assert "zero_shot" in results
+    assert not {"image_retrieval", "clustering"} & results.keys()
+
+
 def test_winoground(run, checkpoint, tmp_path):
     columns = {
         f"image_{i}": [coloured_image(c) for c in colours] for i, colours in enumerate((["red"] * 3, ["blue"] * 3))
@@ -129,6 +135,7 @@ def test_winoground(run, checkpoint, tmp_path):
         (["--label_column", "label", "--tasks", "consistency"], "needs reference images (--train_split)"),
         (["--label_column", "label", "--tasks", "shift"], "needs shifted sets (--shift_datasets, --shift_splits)"),
         (["--label_column", "label", "--tasks", "fine_coarse"], "needs superclasses (--coarse_column)"),
+        (["--label_column", "code", "--tasks", "clustering"], "needs at least two images a class"),
         (["--label_column", "label", "--tasks", "winoground"], "needs the columns image_0"),
         (["--label_column", "label", "--image_column", "group"], "holds ClassLabel, not images"),
         (["--label_column", "label", "--baseline_points", "x"], "are of one shifted set, but there are 0"),
