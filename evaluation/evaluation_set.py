@@ -80,6 +80,7 @@ def load_evaluation_set(
     columns: Columns,
     templates: list[str] | None = None,
     class_splits: Iterable[str] = (),
+    labels_only: bool = False,
 ) -> EvaluationSet:
     r"""
     Args:
@@ -93,6 +94,8 @@ def load_evaluation_set(
             Prompt templates instead of the benchmark's own, or of the general ones where it has none.
         class_splits (`Iterable[str]`, *optional*):
             With a string label column: the splits over which its distinct values are the classes, besides `split`.
+        labels_only (`bool`, *optional*, defaults to `False`):
+            Whether to leave out captions and superclasses, which reference images and shifted sets have no use for.
 
     Returns:
         [`EvaluationSet`]
@@ -107,26 +110,27 @@ def load_evaluation_set(
     is_winoground = {"image_0", "image_1", "caption_0", "caption_1"} <= set(dataset.column_names)
     if is_winoground:
         dataset = _in_single_file(dataset)
+    coarse_column = None if labels_only else columns.coarse
     label_column = columns.label or _default_label(dataset)
     labels = class_names = superclasses = None
     if label_column is not None:
         _check_column(dataset, label_column, "--label_column")
         pooled = {split: dataset}
-        if _is_text(dataset.features[label_column]) or columns.coarse:
+        if _is_text(dataset.features[label_column]) or coarse_column:
             pooled |= {
                 other: _without(benchmark.load(other), columns.exclude) for other in class_splits if other != split
             }
         class_names, rows = _classes(pooled, label_column, benchmark.class_names(split))
         labels = torch.tensor(rows[split])
-        if columns.coarse is not None:
-            superclasses = _superclasses(pooled, rows, class_names, columns.coarse)
+        if coarse_column is not None:
+            superclasses = _superclasses(pooled, rows, class_names, coarse_column)
     return EvaluationSet(
         name=name,
         dataset=_with_images(dataset, columns.image),
         labels=labels,
         class_names=class_names,
         templates=templates or benchmark.templates(split) or GENERAL_TEMPLATES,
-        captions=_captions(dataset, columns.caption),
+        captions=None if labels_only else _captions(dataset, columns.caption),
         superclasses=superclasses,
         is_winoground=is_winoground,
         benchmark=benchmark,

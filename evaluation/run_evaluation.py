@@ -79,22 +79,22 @@ def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationDat
     # With a string label column, all these splits share their classes.
     splits = [split, *args.shift_splits, *args.class_splits, *([train_split] if train_split else [])]
 
-    def load(benchmark, split):
-        return load_evaluation_set(benchmark, split, args.columns, templates, splits)
+    def load(split: str, labels_only: bool) -> EvaluationSet:
+        return load_evaluation_set(benchmark, split, args.columns, templates, splits, labels_only)
 
-    shifts = [load(benchmark, shifted) for shifted in args.shift_splits]
-    lines = {}
+    test = load(split, labels_only=False)
+    train = load(train_split, labels_only=True) if train_split else None
+    shifts, lines = [load(shifted, labels_only=True) for shifted in args.shift_splits], {}
     for name in args.shift_datasets:
         shifted = open_benchmark(name)
-        shifts.append(load(shifted, shifted.split))
+        shifts.append(load_evaluation_set(shifted, shifted.split, args.columns, templates, labels_only=True))
         if shifted.baseline_line and open_benchmark(shifted.shift_of) == benchmark:
             lines[shifts[-1].name] = BaselineLine(*shifted.baseline_line)
     if baseline_points is not None:
         if len(shifts) != 1:
             raise ValueError(f"--baseline_points are of one shifted set, but there are {len(shifts)}.")
         lines[shifts[0].name] = fit_line(_read_points(baseline_points))
-    train = load(benchmark, train_split) if train_split else None
-    return EvaluationData(load(benchmark, split), train, shifts, lines)
+    return EvaluationData(test, train, shifts, lines)
 
 
 def _read_points(path: str) -> list[tuple[float, float]]:

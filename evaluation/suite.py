@@ -124,12 +124,15 @@ def centered(sets: EmbeddedSets) -> EmbeddedSets:
     """All sets with the mean of the measured set's images, class prompts and captions removed from each of those."""
     test = sets.test
 
+    means = {
+        name: getattr(test, name).mean(dim=0)
+        for name in ("image_embeds", "class_embeds", "caption_embeds")
+        if getattr(test, name) is not None
+    }
+
     def without_means(embedded: EmbeddedSet) -> EmbeddedSet:
-        pairs = ((name, getattr(test, name)) for name in ("image_embeds", "class_embeds", "caption_embeds"))
-        return replace(
-            embedded,
-            **{name: center(getattr(embedded, name), ours.mean(dim=0)) for name, ours in pairs if ours is not None},
-        )
+        embeds = {name: getattr(embedded, name) for name in means}
+        return replace(embedded, **{name: e if e is None else center(e, means[name]) for name, e in embeds.items()})
 
     return replace(
         sets,

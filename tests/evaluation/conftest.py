@@ -26,6 +26,15 @@ def checkpoint(model, processor, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def shifted_folder(data_folder, tmp_path_factory):
+    """A second folder, of one split and fewer columns: the faded images as its test split."""
+    folder = tmp_path_factory.mktemp("faded")
+    faded = Dataset.from_parquet(f"{data_folder}/data/faded-00000-of-00001.parquet")
+    faded.select_columns(["img", "label"]).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def data_folder(tmp_path_factory):
     """
     A `datasets` folder of plain colours: 28 test, 40 train and 9 faded images, with ClassLabel, string label, a string

@@ -101,6 +101,12 @@ def test_shift_has_a_line_of_baseline_points(run, checkpoint, tmp_path):
     assert figures["effective robustness (points)"] == pytest.approx(100 * shifted - (1.2 * 100 * base - 9))
 
 
+def test_shifted_set_may_be_a_dataset_of_its_own(run, checkpoint, data_folder, shifted_folder):
+    tables = run(*EVERYTHING, "--shift_datasets", shifted_folder, "--tasks", "shift", "fine_coarse")["results"]
+    shift = tables[checkpoint]["shift"]
+    assert shift[f"{shifted_folder} [test] top1"] == shift[f"{data_folder} [faded] top1"]
+
+
 def test_string_labels_with_templates_and_excluded_rows(run, checkpoint, tmp_path):
     (tmp_path / "templates.txt").write_text("{}\na {} picture\n\n")
     arguments = ["--label_column", "name", "--shift_splits", "faded", "--exclude", "name=red paint"]
