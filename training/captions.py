@@ -127,7 +127,8 @@ def _with_captions(dataset: Dataset, column: str, templates: list[str] | None) -
             )
         if wrong := [template for template in templates if "{}" not in template]:
             raise ValueError(f"Caption templates need a {{}} for the class name: {wrong[0]!r} has none.")
-        captions = [[template.format(name) for template in templates] for name in feature.names]
+        names = [name.replace("_", " ") for name in feature.names]
+        captions = [[template.format(name) for template in templates] for name in names]
         dataset = dataset.map(
             lambda label: {"caption": captions[label]},
             input_columns=column,
