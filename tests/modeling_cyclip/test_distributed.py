@@ -1,19 +1,27 @@
-"""Several processes against one with all their pairs."""
+"""Several processes against one with all their pairs: the loss, and the model under DDP and FSDP2, cached or not."""
+
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
-from modeling_cyclip import cyclip_loss
+from modeling_cyclip import CyCLIPConfig, CyCLIPModel, cyclip_loss
+from modeling_cyclip.gradient_cache import cached_step
+from modeling_cyclip.logit_scale import make_logit_scale_one_dimensional
 from tests.distributed import run_distributed
 
 
 N, DIM = 24, 8
 WEIGHTS = {"inmodal_cyclic_weight": 0.3, "crossmodal_cyclic_weight": 0.2, "cyclic_reference_batch_size": 16}
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
+CASES = [(dtype, wrapper, chunk) for dtype in TOLERANCES for wrapper in ("ddp", "fsdp2") for chunk in (None, 2)]
 
 
-def make_inputs(dtype):
+def make_embeds(dtype):
     """Raw features, a shared weight that all of them pass through, and a scale."""
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(N, DIM, generator=generator, dtype=dtype) for _ in range(2)]
@@ -24,28 +32,99 @@ def make_inputs(dtype):
 def loss_and_gradients(features, weight, log_scale, process_group):
     embeds = [F.normalize(x @ weight, dim=-1) for x in features]
     output = cyclip_loss(*embeds, log_scale.exp(), **WEIGHTS, process_group=process_group)
-    return output, torch.autograd.grad(output.loss, (weight, log_scale))
+    return [part.detach() for part in output], torch.autograd.grad(output.loss, (weight, log_scale))
 
 
-def one_of_several(rank, world_size, dtype):
-    features, weight, log_scale = make_inputs(dtype)
-    n = N // world_size
-    local = [x[rank * n : (rank + 1) * n] for x in features]
-    output, gradients = loss_and_gradients(local, weight, log_scale, dist.group.WORLD)
-    for gradient in gradients:  # what DistributedDataParallel does
-        dist.all_reduce(gradient)
-        gradient /= world_size
-    return [part.item() for part in output], [gradient.tolist() for gradient in gradients]
+def make_model(dtype):
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = CyCLIPConfig(
+        vision_config={**tower, "image_size": 16, "patch_size": 8},
+        text_config={**tower, "vocab_size": 64, "max_position_embeddings": 8, "eos_token_id": 63},
+        projection_dim=12,
+        **WEIGHTS,
+    )
+    return CyCLIPModel(config).to(dtype).train()
+
+
+def make_inputs(dtype):
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(3, 60, (N, 6), generator=generator)
+    input_ids[:, -1] = 63
+    return {"input_ids": input_ids, "pixel_values": torch.randn(N, 3, 16, 16, generator=generator).to(dtype)}
+
+
+def step(model, unwrapped, inputs, chunk, no_sync):
+    """One loss with its gradients in the parameters."""
+    if chunk is None:
+        loss = model(**inputs, return_loss=True).loss
+        loss.backward()
+        return loss.item()
+    return cached_step(model, inputs, chunk, unwrapped.compute_loss, torch.Tensor.backward, no_sync)[0].loss.item()
+
+
+@contextmanager
+def without_gradient_sync(model):
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def one_of_several(rank, world_size, file):
+    """Largest error of any loss or gradient, relative to its norm, for the functional loss and for every case."""
+    reference = torch.load(file)
+    rows = slice(rank * N // world_size, (rank + 1) * N // world_size)
+    errors = {}
+    for dtype in TOLERANCES:
+        features, weight, log_scale = make_embeds(dtype)
+        parts, gradients = loss_and_gradients([x[rows] for x in features], weight, log_scale, dist.group.WORLD)
+        for gradient in gradients:  # what DistributedDataParallel does
+            dist.all_reduce(gradient)
+            gradient /= world_size
+        errors["loss", dtype] = relative_error([*parts, *gradients], reference["loss", dtype])
+    for dtype, wrapper, chunk in CASES:
+        unwrapped = model = make_model(dtype)
+        make_logit_scale_one_dimensional(unwrapped)
+        inputs = {name: tensor[rows] for name, tensor in make_inputs(dtype).items()}
+        if wrapper == "ddp":
+            model = DistributedDataParallel(unwrapped, find_unused_parameters=True)
+            no_sync = model.no_sync
+        else:
+            model = fully_shard(unwrapped)
+            assert isinstance(model, FSDPModule) and unwrapped.logit_scale.to_local().numel() <= 1
+            no_sync = lambda model=model: without_gradient_sync(model)  # noqa: E731
+        loss = step(model, unwrapped, inputs, chunk, no_sync)
+        gradients = [parameter.grad for parameter in unwrapped.parameters()]
+        if wrapper == "fsdp2":
+            gradients = [gradient.full_tensor() for gradient in gradients]
+        errors[dtype, wrapper, chunk] = relative_error([torch.tensor(loss), *gradients], reference["model", dtype])
+    return errors
+
+
+def relative_error(actual, expected):
+    # Gradients that are zero but for rounding (biases of keys) are measured by the largest.
+    scale = 1e-2 * max(tensor.norm() for tensor in expected)
+    return max(
+        ((a.reshape(e.shape) - e).norm() / (e.norm() + scale)).item() for a, e in zip(actual, expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_loss_and_averaged_gradients_equal_those_of_one_process(world_size, dtype, tolerance, tmp_path):
-    features, weight, log_scale = make_inputs(dtype)
-    expected, expected_gradients = loss_and_gradients(features, weight, log_scale, None)
+def test_loss_and_gradients_equal_those_of_one_process(world_size, tmp_path):
+    reference = {}
+    for dtype in TOLERANCES:
+        parts, gradients = loss_and_gradients(*make_embeds(dtype), None)
+        reference["loss", dtype] = [*parts, *gradients]
+        model = make_model(dtype)
+        loss = step(model, model, make_inputs(dtype), None, nullcontext)
+        gradients = [parameter.grad for parameter in model.parameters()]
+        reference["model", dtype] = [torch.tensor(loss), *gradients]
+    torch.save(reference, tmp_path / "reference.pt")
 
-    for parts, gradients in run_distributed(one_of_several, world_size, tmp_path, dtype):
-        assert parts == pytest.approx([part.item() for part in expected], rel=tolerance)
-        for gradient, reference in zip(gradients, expected_gradients, strict=True):
-            difference = torch.tensor(gradient, dtype=dtype) - reference
-            assert difference.norm() <= tolerance * reference.norm()
+    for errors in run_distributed(one_of_several, world_size, tmp_path, tmp_path / "reference.pt"):
+        assert set(errors) == {("loss", dtype) for dtype in TOLERANCES} | set(CASES)
+        for case, error in errors.items():
+            dtype = case[1] if case[0] == "loss" else case[0]
+            assert error <= TOLERANCES[dtype], case
