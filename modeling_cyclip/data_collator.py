@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from .images import load_image
+from .pixels import decoding_size, pixel_values
 
 
 @dataclass
@@ -34,6 +35,11 @@ class CyCLIPDataCollator:
     processor: ProcessorMixin
     max_length: int | None = None
 
+    @property
+    def min_image_size(self) -> int | None:
+        """How small a JPEG may be decoded: [`~modeling_cyclip.pixels.decoding_size`] of the image processor."""
+        return decoding_size(self.processor.image_processor)
+
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         r"""
         Args:
@@ -53,12 +59,11 @@ class CyCLIPDataCollator:
             max_length=self.max_length,
             return_tensors="pt",
         )
-        images = [load_image(feature["image"]) for feature in features]
-        image_inputs = self.processor.image_processor(images, return_tensors="pt")
+        images = [load_image(feature["image"], self.min_image_size) for feature in features]
         return {
             "input_ids": text_inputs["input_ids"],
             "attention_mask": text_inputs["attention_mask"],
-            "pixel_values": image_inputs["pixel_values"],
+            "pixel_values": pixel_values(self.processor.image_processor, images),
         }
 
 

@@ -19,13 +19,17 @@ class BrokenImageError(ValueError):
         return type(self), (self.name, self.reason)
 
 
-def load_image(image: Image.Image | dict | str | os.PathLike) -> Image.Image:
+def load_image(image: Image.Image | dict | str | os.PathLike, min_size: int | None = None) -> Image.Image:
     r"""
-    An RGB image from what a `datasets` image column can hold.
+    An RGB image from what a `datasets` image column can hold, or from a part of a file.
 
     Args:
         image (`PIL.Image.Image`, `dict` or path):
-            An image, a `{"bytes", "path"}` dictionary (an image column with `decode=False`), or a file name.
+            An image, a `{"bytes", "path"}` dictionary (an image column with `decode=False`), a
+            `{"path", "member", "offset", "size"}` dictionary (an image within an archive), or a file name.
+        min_size (`int`, *optional*):
+            Lets a JPEG be decoded at a half, a quarter or an eighth of its size as long as both sides keep at least so
+            many pixels, which is faster. By default it is decoded at its full size.
 
     Returns:
         `PIL.Image.Image`: in RGB, upright (EXIF orientation applied), the first frame of an animation, transparency over
@@ -34,18 +38,33 @@ def load_image(image: Image.Image | dict | str | os.PathLike) -> Image.Image:
     Raises:
         [`BrokenImageError`]: empty, truncated, not an image, or so large that it may be a decompression bomb.
     """
-    if isinstance(image, dict):
-        name = image.get("path") or "an image without a file name"
-        source = image["path"] if image.get("bytes") is None else BytesIO(image["bytes"])
-    elif isinstance(image, Image.Image):
-        name, source = getattr(image, "filename", "") or "an image without a file name", None
+    if isinstance(image, Image.Image):
+        name = getattr(image, "filename", "") or "an image without a file name"
+    elif isinstance(image, dict):
+        name = "/".join(filter(None, (image.get("path"), image.get("member")))) or "an image without a file name"
     else:
-        name = source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else image
+        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else image
     try:
-        return _to_rgb(image if source is None else Image.open(source))
+        if not isinstance(image, Image.Image):
+            image = Image.open(_source(image))
+            if min_size is not None:
+                image.draft(None, (min_size, min_size))
+        return _to_rgb(image)
     # Pillow's decoders raise nearly anything on a damaged file (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         raise BrokenImageError(str(name), f"{type(error).__name__}: {error}") from error
+
+
+def _source(image: dict | str | os.PathLike) -> BytesIO | str | os.PathLike:
+    """What Pillow opens."""
+    if not isinstance(image, dict):
+        return image
+    if image.get("offset") is not None:
+        # Opened for each image: no handle is shared between the processes of a dataloader.
+        with open(image["path"], "rb", buffering=0) as file:
+            file.seek(image["offset"])
+            return BytesIO(file.read(image["size"]))
+    return image["path"] if image.get("bytes") is None else BytesIO(image["bytes"])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

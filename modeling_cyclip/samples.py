@@ -30,11 +30,14 @@ class CaptionedSamples(Dataset):
             Rows with `image` and `caption` (a string, or a list of strings).
         seed (`int`):
             Seed of the choices.
+        min_image_size (`int`, *optional*):
+            How small a JPEG may be decoded, see [`~modeling_cyclip.images.load_image`].
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: Dataset, seed: int, min_image_size: int | None = None):
         self.dataset = dataset
         self.seed = seed
+        self.min_image_size = min_image_size
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -61,7 +64,7 @@ class CaptionedSamples(Dataset):
         for _ in range(MAX_REPLACEMENTS):
             row = self.dataset[index]
             try:
-                image = load_image(row["image"])
+                image = load_image(row["image"], self.min_image_size)
             except BrokenImageError as error:
                 broken[index] = str(error)
             else:

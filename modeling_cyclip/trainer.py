@@ -124,7 +124,7 @@ class CyCLIPTrainer(Trainer):
         if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
         return self._get_dataloader(
-            dataset=CaptionedSamples(self.train_dataset, self._data_seed()),
+            dataset=self._samples(self.train_dataset),
             description="Training",
             batch_size=self._train_batch_size,
             sampler_fn=self._get_train_sampler,
@@ -159,11 +159,15 @@ class CyCLIPTrainer(Trainer):
         if eval_dataset is None or isinstance(eval_dataset, IterableDataset):
             return super().get_eval_dataloader(eval_dataset)
         return self._get_dataloader(
-            dataset=CaptionedSamples(eval_dataset, self._data_seed()),
+            dataset=self._samples(eval_dataset),
             description="Evaluation",
             batch_size=self.args.eval_batch_size,
             sampler_fn=self._get_eval_sampler,
         )
+
+    def _samples(self, dataset: Dataset) -> CaptionedSamples:
+        # How small a JPEG may be decoded is known to who processes the images.
+        return CaptionedSamples(dataset, self._data_seed(), getattr(self.data_collator, "min_image_size", None))
 
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
