@@ -82,6 +82,15 @@ class DataArguments:
         metadata={"help": "csv, tsv, json, jsonl or parquet file of pairs; image paths are relative to the file."},
     )
     validation_file: str | None = field(default=None, metadata={"help": "File of the same form for eval_loss."})
+    train_shards: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "WebDataset shards on disk, files or globs such as 'data/cc3m-*.tar': KEY.jpg with KEY.txt."
+        },
+    )
+    validation_shards: list[str] | None = field(
+        default=None, metadata={"help": "Shards of the same form for eval_loss."}
+    )
     delimiter: str | None = field(
         default=None, metadata={"help": "Column delimiter of a csv file (default: comma, tab in .tsv files)."}
     )
@@ -98,15 +107,32 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many pairs only."})
 
     def __post_init__(self):
-        if (self.dataset_name is None) == (self.train_file is None):
+        if sum(source is not None for source in (self.dataset_name, self.train_file, self.train_shards)) != 1:
             raise ValueError(
-                "Say where the pairs come from by one of --dataset_name (Hub or folder) and --train_file (csv, tsv, json, "
-                "jsonl, parquet)."
+                "Say where the pairs come from by exactly one of --dataset_name (Hub or folder), --train_file (csv, tsv, "
+                "json, jsonl, parquet) and --train_shards (WebDataset)."
             )
-        if self.validation_file and self.dataset_name:
-            raise ValueError("--validation_file goes with --train_file; with --dataset_name take --validation_split.")
-        if self.validation_split and self.train_file:
-            raise ValueError("--validation_split goes with --dataset_name; with --train_file take --validation_file.")
+        if self.validation_file and not self.train_file:
+            raise ValueError(
+                "--validation_file goes with --train_file; take --validation_split with --dataset_name, "
+                "--validation_shards with --train_shards."
+            )
+        if self.validation_split and not self.dataset_name:
+            raise ValueError(
+                "--validation_split goes with --dataset_name; take --validation_file with --train_file, "
+                "--validation_shards with --train_shards."
+            )
+        if self.validation_shards and not self.train_shards:
+            raise ValueError("--validation_shards goes with --train_shards.")
+        if self.train_shards and (self.image_column, self.caption_column, self.caption_templates) != (
+            "image",
+            "caption",
+            None,
+        ):
+            raise ValueError(
+                "--image_column, --caption_column and --caption_templates go with tables: in shards the image is KEY.jpg "
+                "(jpeg, png, webp), the caption KEY.txt, or the field `caption` of KEY.json."
+            )
 
 
 def parse_arguments(

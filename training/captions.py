@@ -1,4 +1,4 @@
-"""Captioned datasets from tables, folders and the Hub, brought to one form: columns `image` and `caption`."""
+"""Captioned datasets from tables, folders, shards and the Hub, brought to one form: columns `image` and `caption`."""
 
 import logging
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from modeling_cyclip.images import BrokenImageError, load_image
 from training.arguments import DataArguments
+from training.shards import load_shards
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ def load_captioned_datasets(args: DataArguments) -> tuple[Dataset, Dataset | Non
     Raises:
         `ValueError`: what is wrong with the file, the split, a column or the images, and what to do.
     """
+    if args.train_shards is not None:
+        train, validation = _read_shards(args.train_shards, args.max_train_samples, "training"), args.validation_shards
+        return train, None if validation is None else _read_shards(validation, args.max_eval_samples, "validation")
     if args.train_file is not None:
         train, validation = _read_file(args.train_file, args), args.validation_file
         validation = None if validation is None else _read_file(validation, args)
@@ -76,9 +80,18 @@ def _read_split(split: str, args: DataArguments) -> Dataset:
         raise ValueError(f"{args.dataset_name} (split {split}) cannot be loaded: {error}") from error
 
 
+def _read_shards(patterns: list[str], max_samples: int | None, purpose: str) -> Dataset:
+    dataset = _first(load_shards(patterns), max_samples)
+    _check_images(dataset, purpose)
+    return dataset
+
+
+def _first(dataset: Dataset, max_samples: int | None) -> Dataset:
+    return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+
+
 def _captioned(dataset: Dataset, args: DataArguments, max_samples: int | None, purpose: str) -> Dataset:
-    if max_samples is not None:
-        dataset = dataset.select(range(min(max_samples, len(dataset))))
+    dataset = _first(dataset, max_samples)
     if len(dataset) == 0:
         raise ValueError(f"The {purpose} set is empty.")
     dataset = _with_images(dataset, args.image_column)
