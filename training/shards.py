@@ -29,6 +29,8 @@ FEATURES = Features(
         "caption": List(Value("string")),
     }
 )
+# Zeros fill a tar up to a whole record.
+LARGEST_PADDING = 2**20
 # Starting processes takes longer than walking through a few shards.
 SHARDS_WORTH_A_PROCESS = 8
 
@@ -172,8 +174,12 @@ def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, A
                     _add_member(samples, member, file)
             # tarfile takes anything that is no header for the end; the end is a block of zeros.
             file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            rest = file.read(LARGEST_PADDING)
+            if rest[: tarfile.BLOCKSIZE] != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise EOFError("without the mark of an archive's end")
+            # A hole of a download, or two archives in one file.
+            if rest.strip(tarfile.NUL) or tar.offset + len(rest) < file_size:
+                raise EOFError(f"at byte {tar.offset} of {file_size}")
         except OSError:
             raise
         except EOFError as error:

@@ -185,11 +185,23 @@ def test_any_unicode(tmp_path):
         (lambda content: content[: 4 * 2048 + 100], 4),  # within a header
         (lambda content: content[: 4 * 2048], 4),  # between two members
         (lambda content: content[: 4 * 2048] + b"\xff" * 512 + content[4 * 2048 + 512 :], 4),
+        (lambda content: content[: 4 * 2048] + bytes(512) + content[4 * 2048 + 512 :], 4),
+        (lambda content: content[: 4 * 2048] + bytes(2**21), 4),
         (lambda content: b"", 0),
         (lambda content: b"no tar" * 1000, 0),
         (gzip.compress, 0),
     ],
-    ids=["in the data", "in a header", "between members", "damaged header", "empty", "no tar", "compressed"],
+    ids=[
+        "in the data",
+        "in a header",
+        "between members",
+        "damaged header",
+        "hole",
+        "preallocated",
+        "empty",
+        "no tar",
+        "compressed",
+    ],
 )
 def test_a_damaged_shard_is_named_and_the_others_go_on(tmp_path, caplog, damage, num_left):
     content = write_shard(tmp_path / "b.tar", samples(range(100, 107))).read_bytes()
