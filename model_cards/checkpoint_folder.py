@@ -1,0 +1,92 @@
+"""What of an output folder is published, and whether its weights are whole."""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+
+# What a training was told and where it ran: see run_record.py.
+RUN_RECORD = "run.json"
+
+# A list of what goes, not of what stays: pickles (training_args.bin, optimizer states), checkpoint-* folders and whatever
+# else lies there are never published.
+PUBLISHED = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.py",  # the modelling files of a ResNet checkpoint
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    RUN_RECORD,
+    "trainer_state.json",
+    "*_results.json",
+    "plots/*.png",
+    "runs/**/events.out.tfevents.*",
+)
+
+
+def published_files(output_dir: Path) -> list[Path]:
+    """The files to publish, the card aside."""
+    return sorted({path for pattern in PUBLISHED for path in output_dir.glob(pattern) if path.is_file()})
+
+
+def left_out(output_dir: Path) -> list[str]:
+    """What stays, folders by their names."""
+    published = {path.relative_to(output_dir) for path in published_files(output_dir)}
+    folders = {path.parts[0] for path in published}
+    return sorted(
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in output_dir.iterdir()
+        if path.name not in folders and path.name != "README.md" and not path.name.startswith(".")
+    )
+
+
+def weight_files(output_dir: Path) -> list[Path]:
+    return sorted(output_dir.glob("*.safetensors"))
+
+
+def check_checkpoint(output_dir: Path) -> None:
+    r"""
+    Raises:
+        `ValueError`: no checkpoint there, or one whose weights are cut off or lack a file.
+    """
+    if not (output_dir / "config.json").is_file() or not weight_files(output_dir):
+        raise ValueError(f"{output_dir} holds no checkpoint: it needs config.json and weights in safetensors.")
+    for index in output_dir.glob("*.safetensors.index.json"):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(name for name in named if not (output_dir / name).is_file()):
+            raise ValueError(f"{index} names weights that are not there: {', '.join(missing)}.")
+    for path in weight_files(output_dir):
+        _read_header(path)
+
+
+def count_parameters(output_dir: Path) -> int:
+    """Numbers in the weights, as their headers give the shapes; buffers of integers are no parameters."""
+    return sum(
+        math.prod(tensor["shape"])
+        for path in weight_files(output_dir)
+        for tensor in _read_header(path).values()
+        if not tensor["dtype"].startswith(("I", "U", "BOOL"))
+    )
+
+
+def _read_header(path: Path) -> dict[str, dict]:
+    # https://huggingface.co/docs/safetensors: eight bytes of length, a JSON header, the tensors.
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        whole = path.stat().st_size == 8 + length + end
+    except (struct.error, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is cut off: it is not a whole safetensors file. Save the model again.")
+    return header
