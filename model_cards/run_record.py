@@ -51,7 +51,11 @@ def write_run_record(
     record = {
         "model": _changed(model_arguments),
         "data": _changed(data_arguments),
-        "training": {name: value for name, value in told.items() if value not in (None, "None", False)},
+        "training": {
+            name: value
+            for name, value in told.items()
+            if value not in (None, "None") and (name in own or value is not False)
+        },
         "base_model": _hub_id(getattr(model_arguments, "model_name_or_path", None)),
         "dataset": _hub_id(getattr(data_arguments, "dataset_name", None)),
         "training_pairs": len(train_dataset) if isinstance(train_dataset, Sized) else None,

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
@@ -24,6 +25,7 @@ from .logit_scale import (
 )
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import decay_parameter_names
+from .publishing import PublishingMixin
 from .sampler import EpochSampler
 from .samples import CaptionedSamples, SampleCollator
 from .training_args import CyCLIPTrainingArguments
@@ -35,7 +37,7 @@ logger = logging.get_logger(__name__)
 LOSS_PARTS = ("contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
 
 
-class CyCLIPTrainer(Trainer):
+class CyCLIPTrainer(PublishingMixin, Trainer):
     r"""
     Trains a [`CyCLIPModel`] on image-caption pairs.
 
@@ -59,6 +61,12 @@ class CyCLIPTrainer(Trainer):
             Defaults to a [`CyCLIPDataCollator`] with `processing_class`.
         callbacks (`list[TrainerCallback]`, *optional*):
             Further callbacks.
+        write_model_card (`Callable`, *optional*):
+            Writes the card of the model, given the output folder and what the model is called: `create_model_card` then
+            calls it instead of drafting transformers' own.
+        publish (`Callable`, *optional*):
+            Publishes the output folder, given its path, the repository, and `commit_message`, `private`, `revision` and
+            `token`: `push_to_hub` then calls it after saving instead of uploading all files of the folder.
         kwargs (*optional*):
             What [`~transformers.Trainer`] takes besides.
 
@@ -88,6 +96,8 @@ class CyCLIPTrainer(Trainer):
         processing_class: ProcessorMixin | None = None,
         data_collator: Callable[[list[dict]], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        write_model_card: Callable[[str, str], None] | None = None,
+        publish: Callable[..., CommitInfo] | None = None,
         **kwargs,
     ):
         if not isinstance(model, CyCLIPModel):
@@ -102,6 +112,7 @@ class CyCLIPTrainer(Trainer):
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
             data_collator = CyCLIPDataCollator(processing_class)
         _check_processes(args)
+        self.write_model_card, self.publish = write_model_card, publish
         if args.world_size > 1:
             make_logit_scale_one_dimensional(model)
         super().__init__(

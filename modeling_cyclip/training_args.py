@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 from transformers.training_args import SchedulerType
 
 
@@ -42,6 +43,13 @@ class CyCLIPTrainingArguments(TrainingArguments):
         metadata={"help": "Pairs a device in evaluation. Default: the training batch, since eval_loss depends on it."},
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps (below 1: share of the run)."})
+    hub_strategy: HubStrategy | str = field(
+        default="end",
+        metadata={
+            "help": "With --push_to_hub: end publishes the finished model; every_save, checkpoint and all_checkpoints "
+            "upload unfinished ones too, as transformers does."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator reads the columns image and caption."}
     )

@@ -52,6 +52,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "Batch the two weights were chosen for; scales them by it over the batch (default: off)."},
     )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "The Hub's identifier of the weights' licence, for the model card, such as apache-2.0."},
+    )
 
     def __post_init__(self):
         given = [name for name in ("model_name_or_path", "config_name", "model_size") if getattr(self, name)]

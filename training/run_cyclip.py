@@ -8,8 +8,12 @@ import logging
 import sys
 
 import transformers
+from huggingface_hub.errors import HfHubHTTPError
 from transformers.trainer_utils import set_seed
 
+from model_cards.card import write_model_card
+from model_cards.publish import PublishError, publish
+from model_cards.run_record import write_run_record
 from modeling_cyclip import CyCLIPTrainer
 from modeling_cyclip.checkpoints import last_complete_checkpoint
 from training.arguments import parse_arguments
@@ -35,18 +39,29 @@ def main(argv: list[str] | None = None) -> None:
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
+            write_model_card=write_model_card,
+            publish=publish,
         )
-    except ValueError as error:
+    except (ValueError, HfHubHTTPError) as error:
         sys.exit(f"error: {error}")
+    if trainer.is_world_process_zero():
+        write_run_record(model_args, data_args, training_args, train_dataset)
 
     resume_from = training_args.resume_from_checkpoint
     if resume_from == "true":
         resume_from = last_complete_checkpoint(training_args.output_dir)
     trainer.train(resume_from_checkpoint=resume_from)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # published below, with what belongs to it
     trainer.save_state()
     if eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
+    if training_args.push_to_hub:
+        try:
+            trainer.push_to_hub()
+        except PublishError as error:
+            sys.exit(f"error: {error}")
+    else:
+        trainer.create_model_card()
 
     if trainer.is_world_process_zero():
         print(
