@@ -67,12 +67,12 @@ def check_checkpoint(output_dir: Path) -> None:
 
 
 def count_parameters(output_dir: Path) -> int:
-    """Numbers in the weights, as their headers give the shapes; buffers of integers are no parameters."""
+    """Numbers in the weights, as their headers give the shapes; what batch norm counts along is no parameter."""
     return sum(
         math.prod(tensor["shape"])
         for path in weight_files(output_dir)
-        for tensor in _read_header(path).values()
-        if not tensor["dtype"].startswith(("I", "U", "BOOL"))
+        for name, tensor in _read_header(path).items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
     )
 
 

@@ -64,12 +64,13 @@ class Published:
     files: dict[str, RepoFile]
     card: ModelCard | None
 
-    def has_weights(self, weights: dict[str, str]) -> bool:
-        """Whether its weights are these, given by path and SHA-256."""
-        here = {
-            path: file.lfs.sha256 for path, file in self.files.items() if path.endswith(".safetensors") and file.lfs
+    @property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of its weights by path."""
+        weights = {
+            path: file for path, file in self.files.items() if fnmatch(path, "*.safetensors") and "/" not in path
         }
-        return here == weights
+        return {path: file.lfs.sha256 if file.lfs else file.blob_id for path, file in weights.items()}
 
     def has(self, path: str, content: Path | bytes) -> bool:
         file = self.files.get(path)
