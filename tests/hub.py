@@ -182,15 +182,8 @@ class Hub:
 
     def info(self, repo_id: str, repo: Repo, revision: str) -> dict:
         sha = repo.resolve(revision)
-        siblings = [{"rfilename": path} for path in repo.commits[sha]]
-        return {
-            "id": repo_id,
-            "modelId": repo_id,
-            "sha": sha,
-            "private": repo.is_private,
-            "tags": [],
-            "siblings": siblings,
-        }
+        answer = {"id": repo_id, "modelId": repo_id, "sha": sha, "private": repo.is_private, "tags": []}
+        return answer | {"siblings": [{"rfilename": path} for path in repo.commits[sha]]}
 
     def tree(self, repo: Repo, revision: str, folder: str = "") -> list[dict]:
         files = repo.commits[repo.resolve(revision)]
