@@ -28,6 +28,7 @@ from .optimizer import decay_parameter_names
 from .publishing import PublishingMixin
 from .sampler import EpochSampler
 from .samples import CaptionedSamples, SampleCollator
+from .shard_sampler import ShardSampler, UniqueCaptionShardSampler
 from .training_args import CyCLIPTrainingArguments
 from .unique_captions import UniqueCaptionSampler
 
@@ -52,7 +53,7 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
             The arguments.
         train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`, *optional*):
             Rows with `image` (PIL image, `{"bytes", "path"}` or file name) and `caption` (a string, or a list of which
-            one is drawn each epoch).
+            one is drawn each epoch). A table with a column `shard` is read from few shards at a time.
         eval_dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or `dict`, *optional*):
             Rows of the same form; of several captions the first is taken.
         processing_class ([`~transformers.CLIPProcessor`], *optional*):
@@ -148,10 +149,22 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
 
     def _make_train_sampler(self) -> EpochSampler:
         global_batch_size = self._train_batch_size * self.args.world_size
-        sampler = EpochSampler(len(self.train_dataset), global_batch_size, self._data_seed())
-        if not self.args.no_duplicate_captions or not _is_table(self.train_dataset):
+        options = global_batch_size, self._data_seed()
+        is_table = _is_table(self.train_dataset)
+        in_shards = is_table and "shard" in self.train_dataset.column_names
+        if in_shards:
+            shards = self.train_dataset.with_format("numpy", columns=["shard"])[:]["shard"]
+            sampler = ShardSampler(shards, *options)
+        else:
+            sampler = EpochSampler(len(self.train_dataset), *options)
+        if not self.args.no_duplicate_captions or not is_table:
             return sampler
-        unique = UniqueCaptionSampler(self.train_dataset["caption"], global_batch_size, self._data_seed())
+        captions = self.train_dataset["caption"]
+        unique = (
+            UniqueCaptionShardSampler(captions, shards, *options)
+            if in_shards
+            else UniqueCaptionSampler(captions, *options)
+        )
         if len(unique) < len(sampler) // 2:
             logger.warning(
                 f"The data has too few different captions for batches of {global_batch_size} without repeats: equal "

@@ -89,7 +89,8 @@ class DataArguments:
     train_shards: list[str] | None = field(
         default=None,
         metadata={
-            "help": "WebDataset shards on disk, files or globs such as 'data/cc3m-*.tar': KEY.jpg with KEY.txt."
+            "help": "WebDataset shards on disk, such as 'data/cc3m-*.tar' or 'data/cc3m-{00000..00331}.tar': KEY.jpg with "
+            "KEY.txt."
         },
     )
     validation_shards: list[str] | None = field(

@@ -6,11 +6,13 @@ import logging
 import multiprocessing
 import os
 import platform
+import re
 import tarfile
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets, config
 
@@ -45,16 +47,17 @@ def load_shards(patterns: list[str]) -> Dataset:
 
     Args:
         patterns (`list[str]`):
-            Files or globs, such as `data/cc3m-*.tar`.
+            Files or globs, such as `data/cc3m-*.tar`, also with ranges: `data/cc3m-{00000..00331}.tar`.
 
     Returns:
         `datasets.Dataset`: the columns `image` (`path` of the shard, `member`, `offset` and `size`, which
-        [`~modeling_cyclip.images.load_image`] opens) and `caption` (a list of strings), in the order of the shards' names.
+        [`~modeling_cyclip.images.load_image`] opens), `caption` (a list of strings) and `shard` (its number), in the order
+        of the shards' names.
 
     Raises:
         `ValueError`: no shard, or no sample in any of them.
     """
-    shards = sorted({os.path.abspath(name) for pattern in patterns for name in glob(pattern, recursive=True)})
+    shards = sorted({os.path.abspath(name) for pattern in patterns for name in _names(pattern)})
     if not shards:
         raise ValueError(
             f"No file matches {' '.join(patterns)}. Shards are local files or globs such as 'data/cc3m-*.tar'; those of "
@@ -75,7 +78,22 @@ def load_shards(patterns: list[str]) -> Dataset:
             f"None of the {len(shards)} shards of {' '.join(patterns)} has a sample: images named KEY.jpg, jpeg, png or "
             "webp, each with KEY.txt or KEY.json."
         )
-    return concatenate_datasets(tables)
+    return concatenate_datasets(tables).add_column(
+        "shard", np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables])
+    )
+
+
+def _names(pattern: str) -> list[str]:
+    bounds = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    # A name is expected to be there: if not, it goes on to be named in the log.
+    if os.path.exists(pattern) or not (bounds or has_magic(pattern)):
+        return [pattern]
+    if bounds is None:
+        return glob(pattern, recursive=True)
+    numbers = (f"{number:0{len(bounds[1])}}" for number in range(int(bounds[1]), int(bounds[2]) + 1))
+    return [
+        name for number in numbers for name in _names(pattern[: bounds.start()] + number + pattern[bounds.end() :])
+    ]
 
 
 def _log(reports: list[dict[str, Any]]) -> None:

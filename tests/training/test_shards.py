@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from modeling_cyclip import CyCLIPModel, CyCLIPTrainer, CyCLIPTrainingArguments
 from modeling_cyclip.images import load_image
-from modeling_cyclip.sampler import EpochSampler
 from modeling_cyclip.samples import CaptionedSamples
+from modeling_cyclip.shard_sampler import ShardSampler, UniqueCaptionShardSampler
 from tests.conftest import COLOURS, coloured_image
 from training import shards
 from training.arguments import DataArguments
@@ -249,6 +249,28 @@ def test_shards_are_one_of_the_sources(three_shards):
         DataArguments(train_file="a.csv", validation_shards=[three_shards])
 
 
+def test_ranges_and_names_say_which_shards_there_should_be(three_shards, tmp_path, caplog):
+    expected = captions(load_shards([three_shards]))
+    assert captions(load_shards([str(tmp_path / "pairs-{0..2}.tar")])) == expected and not caplog.records
+    assert captions(load_shards([str(tmp_path / "pai?s-{1..3}.tar")])) == expected[7:]
+    (tmp_path / "pairs-1.tar").rename(tmp_path / "pairs-010.tar")
+    dataset = load_shards([str(tmp_path / "pairs-{010..011}.tar"), str(tmp_path / "pairs-3.tar"), three_shards])
+    assert captions(dataset) == [*expected[:7], *expected[7:14], *expected[14:]]
+    for name in ("pairs-011.tar", "pairs-3.tar"):
+        assert f"{name} cannot be read (No such file or directory)" in caplog.text
+
+
+def test_the_trainer_reads_few_shards_at_a_time(tmp_path, make_trainer, monkeypatch):
+    trainer = make_trainer()
+    sampler = trainer._get_train_sampler()
+    assert isinstance(sampler, UniqueCaptionShardSampler) and len(sampler) == 20
+    assert sampler.shards.tolist() == [shard for shard in range(3) for _ in range(7)]
+    sampler.window = 1
+    shards_in_order = [sampler.shards[index] for _, index in sampler]
+    assert len(set(shards_in_order[:7])) < 3 and len(set(shards_in_order)) == 3
+    assert isinstance(make_trainer(no_duplicate_captions=False)._get_train_sampler(), ShardSampler)
+
+
 def _read_all(dataset):
     return [load_image(row).getpixel((0, 0)) for row in dataset["image"]]
 
@@ -293,7 +315,13 @@ def test_no_sample_comes_twice_where_shards_do_not_divide_by_the_processes(three
     seen = []
     for rank in range(2):
         # As the Trainer does: 21 samples in 3 shards, a batch of 2 in each of 2 processes.
-        loader = DataLoader(rows, batch_size=2, sampler=EpochSampler(21, 4, seed=3), collate_fn=list, drop_last=True)
+        loader = DataLoader(
+            rows,
+            batch_size=2,
+            sampler=ShardSampler(rows.dataset["shard"][:], 4, seed=3, window=2),
+            collate_fn=list,
+            drop_last=True,
+        )
         loader = prepare_data_loader(loader, num_processes=2, process_index=rank, put_on_device=False)
         seen.append([[sample["index"] for sample in batch] for batch in loader])
     assert len(seen[0]) == len(seen[1]) == 5
