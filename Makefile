@@ -3,8 +3,15 @@ BIN := .venv/bin
 
 .PHONY: quickstart test lint format
 
+# Draws pictures, trains, measures on held-out combinations, and classifies one picture with plain transformers.
 quickstart: .venv/installed
-	$(BIN)/python -m training.quickstart
+	$(BIN)/python training/shapes.py outputs/quickstart/data
+	$(BIN)/python training/run_cyclip.py --config training/recipes/quickstart.yaml
+	$(BIN)/python evaluation/run_evaluation.py --model_name_or_path outputs/quickstart/model \
+	    --dataset outputs/quickstart/data/test --tasks zero_shot --output_dir outputs/quickstart/evaluation
+	$(BIN)/python -I -c 'from transformers import pipeline; \
+	    print(pipeline("zero-shot-image-classification", model="outputs/quickstart/model")( \
+	    "outputs/quickstart/data/example.png", candidate_labels=["blue circle", "red triangle", "green arrow"]))'
 
 test: .venv/installed
 	$(BIN)/python -m pytest

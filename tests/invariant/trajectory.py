@@ -59,7 +59,16 @@ def command(train_file: Path, output_dir: Path, processes: int, arguments: list[
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*launcher, str(SCRIPT), *COMMON, "--train_file", str(train_file), "--output_dir", str(output_dir), *arguments]
+    return [
+        *launcher,
+        str(SCRIPT),
+        *COMMON,
+        "--train_file",
+        str(train_file),
+        "--output_dir",
+        str(output_dir),
+        *arguments,
+    ]
 
 
 def run(command: list[str]) -> None:

@@ -47,7 +47,9 @@ def test_trains_saves_and_says_how_to_use_the_model(train_file, tmp_path):
     model = CyCLIPModel.from_pretrained(out)
     assert model.config.crossmodal_cyclic_weight == 0.25
     metrics = json.loads((out / "eval_results.json").read_text())
-    assert {"eval_loss", "eval_contrastive_loss", "eval_inmodal_cyclic_loss", "eval_crossmodal_cyclic_loss"} <= set(metrics)
+    assert {"eval_loss", "eval_contrastive_loss", "eval_inmodal_cyclic_loss", "eval_crossmodal_cyclic_loss"} <= set(
+        metrics
+    )
     assert list(out.rglob("events.out.tfevents.*"))
     classify = pipeline("zero-shot-image-classification", model=str(out))
     answers = classify(coloured_image("red"), candidate_labels=["a red square", "a blue square"])
