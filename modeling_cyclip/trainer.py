@@ -17,6 +17,7 @@ from .blockwise import in_batch_recall
 from .checkpoints import mark_complete, mark_incomplete
 from .data_collator import CyCLIPDataCollator
 from .gradient_cache import cached_step
+from .health import HealthCallback, batch_statistics, caption_keys
 from .logit_scale import (
     ClampLogitScale,
     fit_optimizer_state,
@@ -43,8 +44,9 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
     Trains a [`CyCLIPModel`] on image-caption pairs.
 
     The log of a step shows the loss, its three parts (unweighted, averaged since the last log), `logit_scale` (the
-    multiplier), the learning rate, and the image-to-text and text-to-image recall@1 within the last batch; an evaluation
-    reports `eval_loss` and its parts.
+    multiplier), the learning rate, and of the last batch the image-to-text and text-to-image recall@1, the mean pairwise
+    cosine of images and of captions, and the share of repeated captions. Signs in it that the training goes wrong are
+    warned of, once. An evaluation reports `eval_loss` and its parts.
 
     Args:
         model ([`CyCLIPModel`]):
@@ -123,14 +125,13 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator,
-            callbacks=[ClampLogitScale(), *(callbacks or [])],
+            callbacks=[ClampLogitScale(), HealthCallback(), *(callbacks or [])],
             **kwargs,
         )
         if train_dataset is not None and not isinstance(train_dataset, IterableDataset):
             self._train_sampler = self._make_train_sampler()
         self.broken_images: dict[int, str] = {}
         self._train_parts = _WeightedMean()
-        self._last_embeds: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
@@ -222,15 +223,16 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
         if self.args.gradient_cache_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        inputs = self._prepare_inputs(inputs)
         parts, image_embeds, text_embeds = cached_step(
             model,
-            self._prepare_inputs(inputs),
+            inputs,
             self.args.gradient_cache_chunk_size,
             compute_loss=partial(self.model.compute_loss, cyclic_weight_factor=self.cyclic_weight_factor()),
             backward=self.accelerator.backward,
             no_sync=partial(self.accelerator.no_sync, model),
         )
-        self._remember(parts._asdict(), image_embeds, text_embeds)
+        self._remember(parts._asdict(), image_embeds, text_embeds, inputs)
         return parts.loss.detach()
 
     def compute_loss(
@@ -241,15 +243,20 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, CyCLIPOutput]:
         outputs = model(**inputs, return_loss=True, cyclic_weight_factor=self.cyclic_weight_factor())
-        self._remember(outputs, outputs.image_embeds, outputs.text_embeds)
+        self._remember(outputs, outputs.image_embeds, outputs.text_embeds, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _remember(
-        self, parts: Mapping[str, torch.Tensor], image_embeds: torch.Tensor, text_embeds: torch.Tensor
+        self,
+        parts: Mapping[str, torch.Tensor],
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        inputs: dict[str, torch.Tensor],
     ) -> None:
         """Keeps what the next log reports, without a copy to the host."""
         self._train_parts.add({name: parts[name] for name in LOSS_PARTS}, weight=1)
         self._last_embeds = image_embeds.detach(), text_embeds.detach()
+        self._last_captions = inputs["input_ids"], inputs.get("attention_mask")
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         # What the samples tell the Trainer is no input of the model.
@@ -264,10 +271,12 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._train_parts.drain())
-            image_to_text, text_to_image = in_batch_recall(*self.accelerator.gather(self._last_embeds))
+            *embeds, captions = self.accelerator.gather((*self._last_embeds, caption_keys(*self._last_captions)))
+            image_to_text, text_to_image = in_batch_recall(*embeds)
             logs["logit_scale"] = self.model.logit_scale.exp().item()
             logs["image_to_text_recall@1"] = image_to_text.item()
             logs["text_to_image_recall@1"] = text_to_image.item()
+            logs.update(batch_statistics(*embeds, captions))
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

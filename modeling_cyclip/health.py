@@ -1,0 +1,218 @@
+"""Signs in the log that a training goes wrong, and what to do about each: a warning, once."""
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from .logit_scale import MAX_LOGIT_SCALE
+
+
+logger = logging.get_logger(__name__)
+
+# A sign must show in so many logs on end. One log can be a bad batch; a plateau of a healthy start passes sooner.
+MIN_LOGS = 5
+# ... and over so many steps, however often is logged: small models from scratch leave ln(N) within 100 steps.
+MIN_STEPS = 200
+# Terms too heavy do their damage at the start, and are never right, so this one is said sooner.
+MIN_STEPS_CYCLIC = 50
+# Before the warm-up has brought the rate to a tenth of its peak, no progress is to be expected.
+MIN_RATE_SHARE = 0.1
+# Guessing scores ln(N); within 2 % of it, no more than the start's fluctuation has been gained.
+GUESSING_SHARE = 0.98
+# A narrow cone is no collapse as long as its embeddings tell pairs apart, that is, the loss has left ln(N) behind.
+COLLAPSED_COSINE = 0.95
+COLLAPSED_LOSS_SHARE = 0.9
+# At scale 2 even perfect embeddings of 128 pairs leave a loss of about ln(1 + 127 / e²) = 2.9.
+SUNK_SCALE = 2.0
+# The clamp writes ln(100) in the weights' precision.
+BOUND_SCALE = 0.999 * math.exp(MAX_LOGIT_SCALE)
+# Once the contrastive term is nearly solved, whatever remains outweighs it.
+UNSOLVED_LOSS_SHARE = 0.5
+# Natural captions repeat now and then; every hundredth pair is more than chance.
+REPEATED_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Reading:
+    r"""
+    What a sign is read from.
+
+    Args:
+        log (`Mapping[str, float]`):
+            A training log of [`CyCLIPTrainer`].
+        first_log (`Mapping[str, float]`):
+            The first one of this run.
+        batch_size (`int`):
+            N, the pairs of the contrastive batch over all processes.
+        peak_learning_rate (`float`):
+            The rate after the warm-up.
+    """
+
+    log: Mapping[str, float]
+    first_log: Mapping[str, float]
+    batch_size: int
+    peak_learning_rate: float
+
+    @property
+    def loss_share(self) -> float:
+        """The contrastive loss over ln(N), that of guessing."""
+        return self.log["contrastive_loss"] / math.log(self.batch_size) if self.batch_size > 1 else 0.0
+
+    @property
+    def is_warm(self) -> bool:
+        return self.log["learning_rate"] >= MIN_RATE_SHARE * self.peak_learning_rate
+
+
+def nothing_learnt(reading: Reading) -> str | None:
+    """The contrastive loss is that of guessing."""
+    if not reading.is_warm or reading.loss_share < GUESSING_SHARE:
+        return None
+    return (
+        f"The contrastive loss ({reading.log['contrastive_loss']:.2f}) stays at ln({reading.batch_size}), that of "
+        "guessing: nothing is learnt. Likely causes: captions that do not belong to their images (check the columns and "
+        "the paths); a `learning_rate` too high, or a warm-up too short, for this model; cyclic terms that hold the "
+        "embeddings together from the first step (set `cyclic_warmup_ratio`, such as 0.5). Whether the model can learn "
+        "at all shows in `run_cyclip.py --overfit_check 64`."
+    )
+
+
+def collapsed(reading: Reading) -> str | None:
+    """All images, or all captions, have nearly one embedding, and pairs are not told apart."""
+    cosines = {"image": reading.log["image_cosine"], "text": reading.log["text_cosine"]}
+    tower = max(cosines, key=cosines.get)
+    if not reading.is_warm or cosines[tower] < COLLAPSED_COSINE or reading.loss_share < COLLAPSED_LOSS_SHARE:
+        return None
+    return (
+        f"The {tower} embeddings have collapsed: their mean pairwise cosine is {cosines[tower]:.3f}. Likely causes: "
+        "cyclic terms from the first step on, which a collapse satisfies (set `cyclic_warmup_ratio`, such as 0.5, or "
+        "lower weights); a `learning_rate` too high or a warm-up too short; images or captions that hardly differ."
+    )
+
+
+def scale_at_bound(reading: Reading) -> str | None:
+    """`logit_scale` has risen to 100 in this run; checkpoints of CLIP that start there are as they came."""
+    if reading.log["logit_scale"] < BOUND_SCALE or reading.first_log["logit_scale"] >= BOUND_SCALE:
+        return None
+    return (
+        "`logit_scale` sits at its bound of 100. That is where long trainings on much data end; early, or on little "
+        "data, the model is memorising its pairs (compare eval_loss; train shorter, bring more data) or the "
+        "`learning_rate` is too high."
+    )
+
+
+def scale_sunk(reading: Reading) -> str | None:
+    """`logit_scale` is so low that no embeddings can make the loss small."""
+    if reading.log["logit_scale"] > SUNK_SCALE:
+        return None
+    return (
+        f"`logit_scale` has sunk to {reading.log['logit_scale']:.2f}: the model gives up telling pairs apart. Likely "
+        "causes: captions that do not belong to their images, many pairs with the same or nearly the same caption in a "
+        "batch, a `learning_rate` too high."
+    )
+
+
+def cyclic_outweighs(reading: Reading) -> str | None:
+    """The weighted cyclic terms are larger than a contrastive one that is far from solved."""
+    contrastive = reading.log["contrastive_loss"]
+    cyclic = reading.log["loss"] - contrastive
+    if cyclic <= contrastive or reading.loss_share < UNSOLVED_LOSS_SHARE:
+        return None
+    return (
+        f"The weighted cyclic terms ({cyclic:.2f}) outweigh the contrastive one ({contrastive:.2f}), which may keep the "
+        f"model from learning. They grow with the batch, here {reading.batch_size}: `cyclic_reference_batch_size=128` "
+        "keeps the weights at their meaning in the paper. They are largest at the start: `cyclic_warmup_ratio`, such as "
+        "0.5, lets them rise from zero. Or lower `inmodal_cyclic_weight` and `crossmodal_cyclic_weight`."
+    )
+
+
+def captions_repeat(reading: Reading) -> str | None:
+    """Pairs of a batch share their caption."""
+    share = reading.log["repeated_captions"]
+    if share < REPEATED_SHARE:
+        return None
+    return (
+        f"{100 * share:.0f} % of the captions in a batch repeat another one of it: each counts as a negative of its "
+        "equals, and no model can tell them apart. Likely causes: captions made from few labels or templates, "
+        "duplicates in the data, or captions equal up to the context length. Leave `no_duplicate_captions` on; where "
+        "the data has too few different captions for that, take smaller batches or more caption templates."
+    )
+
+
+# Each sign, and over how many steps it must show.
+SIGNS: dict[Callable[[Reading], str | None], int] = {
+    nothing_learnt: MIN_STEPS,
+    collapsed: MIN_STEPS,
+    scale_at_bound: MIN_STEPS,
+    scale_sunk: MIN_STEPS,
+    cyclic_outweighs: MIN_STEPS_CYCLIC,
+    captions_repeat: 0,
+}
+
+
+class HealthCallback(TrainerCallback):
+    """Warns once of each sign that shows in [`MIN_LOGS`] training logs on end, and over enough steps."""
+
+    def __init__(self):
+        self.first_log: Mapping[str, float] | None = None
+        self.shown: dict[Callable, list[int]] = {sign: [] for sign in SIGNS}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "contrastive_loss" not in logs or not state.is_world_process_zero:
+            return
+        self.first_log = self.first_log or dict(logs)
+        batch_size = state.train_batch_size * args.world_size
+        reading = Reading(logs, self.first_log, batch_size, args.learning_rate)
+        for sign, steps in list(self.shown.items()):
+            message = sign(reading)
+            if message is None:
+                steps.clear()
+                continue
+            steps.append(state.global_step)
+            if len(steps) >= MIN_LOGS and steps[-1] - steps[0] >= SIGNS[sign]:
+                logger.warning(message)
+                del self.shown[sign]
+
+
+def caption_keys(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """A number for each caption, `(batch,)`, equal for equal tokens whatever the padding."""
+    draw = random.Random(0)
+    factors = torch.tensor([draw.getrandbits(62) for _ in range(input_ids.shape[1])], device=input_ids.device)
+    # Sums of 64-bit integers wrap, as a hash may; + 1, since 0 is a token too.
+    terms = (input_ids + 1) * factors
+    return (terms if attention_mask is None else terms * attention_mask).sum(dim=1)
+
+
+def batch_statistics(image_embeds: Tensor, text_embeds: Tensor, captions: Tensor) -> dict[str, float]:
+    r"""
+    Args:
+        image_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm image embeddings.
+        text_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm text embeddings.
+        captions (`torch.Tensor` of shape `(batch,)`):
+            Their [`caption_keys`].
+
+    Returns:
+        `dict[str, float]`: `image_cosine` and `text_cosine`, the mean cosine of two different images and of two
+        captions, and `repeated_captions`, the share of captions that came earlier in the batch.
+    """
+    return {
+        "image_cosine": _mean_cosine(image_embeds),
+        "text_cosine": _mean_cosine(text_embeds),
+        "repeated_captions": 1 - len(captions.unique()) / len(captions),
+    }
+
+
+def _mean_cosine(embeds: Tensor) -> float:
+    # The squared norm of the sum is the sum of all N² cosines; N of them are of an embedding with itself.
+    n = len(embeds)
+    return (embeds.float().sum(dim=0).square().sum().item() - n) / max(1, n * (n - 1))
+
+
+__all__ = ["HealthCallback"]
