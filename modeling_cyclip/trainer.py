@@ -16,6 +16,7 @@ from transformers.utils import is_datasets_available, logging
 from .blockwise import in_batch_recall
 from .checkpoints import mark_complete, mark_incomplete
 from .data_collator import CyCLIPDataCollator
+from .extra_metrics import ExtraMetricsMixin
 from .gradient_cache import cached_step
 from .health import HealthCallback, batch_statistics, caption_keys
 from .logit_scale import (
@@ -25,13 +26,14 @@ from .logit_scale import (
     with_scalar_logit_scale,
 )
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
-from .optimizer import decay_parameter_names
+from .optimizer import decay_parameter_names, set_tower_learning_rates
 from .publishing import PublishingMixin
 from .sampler import EpochSampler
 from .samples import CaptionedSamples, SampleCollator
 from .shard_sampler import ShardSampler, UniqueCaptionShardSampler
 from .training_args import CyCLIPTrainingArguments
 from .unique_captions import UniqueCaptionSampler
+from .weighted_mean import WeightedMean
 
 
 logger = logging.get_logger(__name__)
@@ -39,7 +41,7 @@ logger = logging.get_logger(__name__)
 LOSS_PARTS = ("contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
 
 
-class CyCLIPTrainer(PublishingMixin, Trainer):
+class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
     r"""
     Trains a [`CyCLIPModel`] on image-caption pairs.
 
@@ -70,6 +72,9 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
         publish (`Callable`, *optional*):
             Publishes the output folder, given its path, the repository, and `commit_message`, `private`, `revision` and
             `token`: `push_to_hub` then calls it after saving instead of uploading all files of the folder.
+        extra_metrics (`Callable`, *optional*):
+            Given the model, computes further metrics of every evaluation by name, also without an `eval_dataset`. All
+            processes call it.
         kwargs (*optional*):
             What [`~transformers.Trainer`] takes besides.
 
@@ -101,6 +106,7 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         write_model_card: Callable[[str, str], None] | None = None,
         publish: Callable[..., CommitInfo] | None = None,
+        extra_metrics: Callable[[nn.Module], dict[str, float]] | None = None,
         **kwargs,
     ):
         if not isinstance(model, CyCLIPModel):
@@ -115,7 +121,9 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
             data_collator = CyCLIPDataCollator(processing_class)
         _check_processes(args)
-        self.write_model_card, self.publish = write_model_card, publish
+        self.write_model_card, self.publish, self.extra_metrics = write_model_card, publish, extra_metrics
+        if eval_dataset is None and extra_metrics is not None:
+            eval_dataset = {}  # transformers refuses to evaluate without a set; this one has no pairs
         if args.world_size > 1:
             make_logit_scale_one_dimensional(model)
         super().__init__(
@@ -131,7 +139,7 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
         if train_dataset is not None and not isinstance(train_dataset, IterableDataset):
             self._train_sampler = self._make_train_sampler()
         self.broken_images: dict[int, str] = {}
-        self._train_parts = _WeightedMean()
+        self._train_parts = WeightedMean()
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
@@ -203,6 +211,8 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
+        rates = self.args.vision_learning_rate, self.args.text_learning_rate
+        set_tower_learning_rates(optimizer, self.model if model is None else model, *rates)
         optimizer.register_load_state_dict_post_hook(fit_optimizer_state)
         return optimizer
 
@@ -308,7 +318,7 @@ class CyCLIPTrainer(PublishingMixin, Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        self._eval_parts = _WeightedMean()
+        self._eval_parts = WeightedMean()
         self._eval_rows_seen: set[int] = set()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         # transformers averages batches as if all were full; these are means over pairs.
@@ -369,24 +379,6 @@ def _check_processes(args: CyCLIPTrainingArguments) -> None:
             "`accelerate launch --cpu` was asked for several processes but starts one. Launch them with `torchrun "
             "--nproc_per_node N SCRIPT ... --use_cpu`."
         )
-
-
-class _WeightedMean:
-    """Weighted means of named numbers, summed on the device so that no step waits for the host."""
-
-    def __init__(self):
-        self.sums: dict[str, torch.Tensor | float] = {}
-        self.weight = 0
-
-    def add(self, values: dict[str, torch.Tensor], weight: int) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach()
-        self.weight += weight
-
-    def drain(self) -> dict[str, float]:
-        means = {name: float(total) / self.weight for name, total in self.sums.items()}
-        self.sums, self.weight = {}, 0
-        return means
 
 
 __all__ = ["CyCLIPTrainer"]

@@ -24,6 +24,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
         no_duplicate_captions (`bool`, *optional*, defaults to `True`):
             Whether two samples with the same caption are kept out of one batch, where they would be negatives of each
             other. Takes a `datasets.Dataset` with enough different captions; where there are too few, a warning says so.
+        vision_learning_rate (`float`, *optional*):
+            Peak learning rate of the vision tower and its projection. `None` takes `learning_rate`.
+        text_learning_rate (`float`, *optional*):
+            Peak learning rate of the text tower and its projection. `None` takes `learning_rate`.
     """
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate (paper: 5e-4)."})
@@ -65,6 +69,12 @@ class CyCLIPTrainingArguments(TrainingArguments):
     )
     no_duplicate_captions: bool = field(
         default=True, metadata={"help": "Keep two samples with the same caption out of one batch."}
+    )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the vision tower (default: --learning_rate)."}
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the text tower (default: --learning_rate)."}
     )
 
     def __post_init__(self):

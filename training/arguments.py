@@ -23,7 +23,7 @@ class ModelArguments:
     )
     model_size: str | None = field(
         default=None,
-        metadata={"help": "Named size to train from scratch: nano, tiny, small, base-32, base-16 or large-14."},
+        metadata={"help": "Named size to train from scratch: nano, tiny, small, base-32, base-16, large-14 or rn50."},
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the images in pixels, for a named size (default: the size's own)."}
@@ -52,6 +52,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "Batch the two weights were chosen for; scales them by it over the batch (default: off)."},
     )
+    freeze_vision: bool = field(
+        default=False, metadata={"help": "Keep the vision tower and its projection as they are."}
+    )
+    freeze_text: bool = field(default=False, metadata={"help": "Keep the text tower and its projection as they are."})
     license: str | None = field(
         default=None,
         metadata={"help": "The Hub's identifier of the weights' licence, for the model card, such as apache-2.0."},
@@ -64,6 +68,8 @@ class ModelArguments:
                 "Say which model to train by exactly one of --model_name_or_path (go on from a checkpoint), --config_name "
                 f"or --model_size (from scratch); got {', '.join('--' + name for name in given) or 'none of them'}."
             )
+        if self.freeze_vision and self.freeze_text:
+            raise ValueError("--freeze_vision and --freeze_text together leave nothing to train.")
         if self.model_size is None and (self.image_size or self.patch_size):
             raise ValueError(
                 "--image_size and --patch_size belong to --model_size; a checkpoint or config has its own."
@@ -110,6 +116,19 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many pairs only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many pairs only."})
+    eval_zero_shot: str | None = field(
+        default=None,
+        metadata={
+            "help": "Labelled images (a benchmark's name, a folder or a Hub id) to measure eval_zero_shot_top1 on at every "
+            "evaluation; --metric_for_best_model can name it."
+        },
+    )
+    overfit_check: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train on the first so many pairs only, say whether the model can memorise them, and save nothing."
+        },
+    )
 
     def __post_init__(self):
         if sum(source is not None for source in (self.dataset_name, self.train_file, self.train_shards)) != 1:
@@ -117,6 +136,8 @@ class DataArguments:
                 "Say where the pairs come from by exactly one of --dataset_name (Hub or folder), --train_file (csv, tsv, "
                 "json, jsonl, parquet) and --train_shards (WebDataset)."
             )
+        if self.overfit_check is not None and self.overfit_check < 2:
+            raise ValueError(f"--overfit_check takes at least 2 pairs, got {self.overfit_check}.")
         if self.validation_file and not self.train_file:
             raise ValueError(
                 "--validation_file goes with --train_file; take --validation_split with --dataset_name, "

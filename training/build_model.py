@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
-from modeling_cyclip import CyCLIPConfig, CyCLIPModel
+from modeling_cyclip import CyCLIPConfig, CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel
 from training.arguments import ModelArguments
 from training.tokenizer import check_tokenizer, train_tokenizer
 
@@ -52,6 +53,9 @@ MODEL_SIZES = {
     "large-14": _size(1024, 24, 14, 224, 768, 12, 768),
 }
 
+# The paper's: CLIP's ResNet-50, whose configuration is the default of CyCLIPResNetConfig.
+RESNET_SIZE = "rn50"
+
 
 def build_model_and_processor(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, CLIPProcessor]:
     r"""
@@ -64,6 +68,26 @@ def build_model_and_processor(args: ModelArguments, captions: Iterable[str]) -> 
     Raises:
         `ValueError`: a size that does not exist, or a tokenizer that does not fit the model.
     """
+    model, processor = _build(args, captions)
+    if args.freeze_vision:
+        _freeze(model.vision_model, model.visual_projection)
+    if args.freeze_text:
+        _freeze(model.text_model, model.text_projection)
+    return model, processor
+
+
+def _freeze(*modules: nn.Module) -> None:
+    for module in modules:
+        module.requires_grad_(False)
+        module.register_forward_pre_hook(_into_evaluation_mode)
+
+
+def _into_evaluation_mode(module: nn.Module, _) -> None:
+    # The Trainer puts all of the model into training mode, in which batch norms move and dropout draws.
+    module.eval()
+
+
+def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, CLIPProcessor]:
     weights = {
         name: getattr(args, name)
         for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight", "cyclic_reference_batch_size")
@@ -90,14 +114,22 @@ def build_model_and_processor(args: ModelArguments, captions: Iterable[str]) -> 
     image_processor = CLIPImageProcessor(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
-    return CyCLIPModel(config), CLIPProcessor(image_processor, tokenizer)
+    model_class = CyCLIPResNetModel if isinstance(config, CyCLIPResNetConfig) else CyCLIPModel
+    return model_class(config), CLIPProcessor(image_processor, tokenizer)
 
 
 def _scratch_config(args: ModelArguments, weights: dict) -> CyCLIPConfig:
     if args.config_name is not None:
-        return CyCLIPConfig.from_pretrained(args.config_name, **weights)
+        model_type = PreTrainedConfig.get_config_dict(args.config_name)[0].get("model_type")
+        config_class = CyCLIPResNetConfig if model_type == CyCLIPResNetConfig.model_type else CyCLIPConfig
+        return config_class.from_pretrained(args.config_name, **weights)
+    if args.model_size == RESNET_SIZE:
+        if args.patch_size is not None:
+            raise ValueError(f"--patch_size goes with the ViTs: {RESNET_SIZE} has no patches.")
+        return CyCLIPResNetConfig(vision_config={"image_size": args.image_size or 224}, **weights)
     if args.model_size not in MODEL_SIZES:
-        raise ValueError(f"--model_size {args.model_size} does not exist; there are {', '.join(MODEL_SIZES)}.")
+        sizes = ", ".join((*MODEL_SIZES, RESNET_SIZE))
+        raise ValueError(f"--model_size {args.model_size} does not exist; there are {sizes}.")
     size = MODEL_SIZES[args.model_size]
     vision_config = dict(size["vision_config"])
     if args.image_size is not None:

@@ -11,6 +11,7 @@ import transformers
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.trainer_utils import set_seed
 
+from evaluation.during_training import ZeroShotMetrics
 from model_cards.card import write_model_card
 from model_cards.publish import PublishError, publish
 from model_cards.run_record import write_run_record
@@ -19,6 +20,7 @@ from modeling_cyclip.checkpoints import last_complete_checkpoint
 from training.arguments import parse_arguments
 from training.build_model import build_model_and_processor
 from training.captions import iterate_captions, load_captioned_datasets
+from training.overfit_check import overfit_report, set_up_overfit_check
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,9 +32,20 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(training_args.seed)
 
     try:
+        if data_args.overfit_check is not None:
+            set_up_overfit_check(data_args, training_args)
         with training_args.main_process_first(desc="loading the data"):
             train_dataset, eval_dataset = load_captioned_datasets(data_args)
         model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
+        zero_shot = None
+        if data_args.eval_zero_shot is not None:
+            with training_args.main_process_first(desc="loading the set for zero-shot evaluation"):
+                zero_shot = ZeroShotMetrics(
+                    data_args.eval_zero_shot,
+                    processor,
+                    training_args.per_device_eval_batch_size,
+                    training_args.dataloader_num_workers,
+                )
         trainer = CyCLIPTrainer(
             model=model,
             args=training_args,
@@ -41,9 +54,15 @@ def main(argv: list[str] | None = None) -> None:
             processing_class=processor,
             write_model_card=write_model_card,
             publish=publish,
+            extra_metrics=zero_shot,
         )
+        if zero_shot is not None and trainer.is_fsdp_enabled:
+            raise ValueError("--eval_zero_shot does not go with FSDP, which runs no tower by itself. Leave it out.")
     except (ValueError, HfHubHTTPError) as error:
         sys.exit(f"error: {error}")
+    if data_args.overfit_check is not None:
+        trainer.train()
+        sys.exit(overfit_report(trainer.state.log_history))
     if trainer.is_world_process_zero():
         write_run_record(model_args, data_args, training_args, train_dataset)
 
@@ -53,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model(_internal_call=True)  # published below, with what belongs to it
     trainer.save_state()
-    if eval_dataset is not None:
+    if eval_dataset is not None or zero_shot is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     if training_args.push_to_hub:
         try:

@@ -89,6 +89,38 @@ def test_optimizer_has_the_papers_defaults(make_trainer):
     assert trainer.args.lr_scheduler_type == "cosine" and trainer.args.max_grad_norm == 0
 
 
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_towers_have_rates_of_their_own(make_trainer, model, chunk_size):
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = make_trainer(
+        vision_learning_rate=0.0, text_learning_rate=1e-4, learning_rate=1e-3, gradient_cache_chunk_size=chunk_size
+    )
+    trainer.train()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {
+        names[parameter]: (group["initial_lr"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert rates.keys() == before.keys()
+    assert trainer.optimizer.param_groups[0]["initial_lr"] == 1e-3
+    assert rates["logit_scale"] == (1e-3, 0)
+    assert rates["text_projection.weight"] == (1e-4, 0.1) and rates["text_model.final_layer_norm.bias"] == (1e-4, 0)
+    for name, parameter in model.named_parameters():
+        if name.startswith(("vision_model.", "visual_projection.")):
+            assert rates[name][0] == 0 and torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_frozen_tower_stays_while_the_other_learns(make_trainer, model, chunk_size):
+    model.vision_model.requires_grad_(False)
+    model.visual_projection.requires_grad_(False)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    make_trainer(gradient_cache_chunk_size=chunk_size).train()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (not parameter.requires_grad)
+
+
 @pytest.mark.parametrize("start, bound", [(4.7, math.log(100)), (-0.5, 0.0)])
 def test_logit_scale_is_clamped_after_every_step(make_trainer, model, start, bound):
     model.logit_scale.data.fill_(start)

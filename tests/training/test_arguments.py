@@ -51,6 +51,8 @@ def test_sources_of_model_and_data_exclude_each_other():
         ModelArguments(model_size="nano", config_name="config.json")
     with pytest.raises(ValueError, match="--image_size"):
         ModelArguments(config_name="config.json", image_size=32)
+    with pytest.raises(ValueError, match="nothing to train"):
+        ModelArguments(model_size="nano", freeze_vision=True, freeze_text=True)
     with pytest.raises(ValueError, match="--validation_split"):
         DataArguments(dataset_name="a", validation_file="b.csv")
     with pytest.raises(ValueError, match="--validation_file"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from modeling_cyclip import CyCLIPModel
+from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel
 from training.arguments import ModelArguments
 from training.build_model import MODEL_SIZES, build_model_and_processor
 
@@ -59,3 +59,38 @@ def test_wrong_sizes_are_refused():
         build(model_size="huge")
     with pytest.raises(ValueError, match="patches of 5"):
         build(model_size="nano", patch_size=5)
+
+
+def test_rn50_is_the_papers_tower():
+    model, processor = build(model_size="rn50", image_size=32, inmodal_cyclic_weight=0.1)
+    assert isinstance(model, CyCLIPResNetModel)
+    assert model.config.vision_config.depths == (3, 4, 6, 3) and model.config.projection_dim == 1024
+    assert (model.config.inmodal_cyclic_weight, model.config.crossmodal_cyclic_weight) == (0.1, 0.25)
+    assert processor.image_processor.crop_size["height"] == 32
+    with pytest.raises(ValueError, match="no patches"):
+        build(model_size="rn50", patch_size=8)
+
+
+def test_resnet_configuration_from_a_file(tmp_path):
+    vision_config = {"depths": [1, 1, 1, 1], "embedding_size": 8, "num_attention_heads": 4, "image_size": 32}
+    text_config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CyCLIPResNetConfig(vision_config=vision_config, text_config=text_config).save_pretrained(tmp_path)
+    model, _ = build(config_name=str(tmp_path), crossmodal_cyclic_weight=0.0)
+    assert isinstance(model, CyCLIPResNetModel)
+    assert model.config.vision_config.embedding_size == 8 and model.config.crossmodal_cyclic_weight == 0
+
+
+@pytest.mark.parametrize("tower, projection", [("vision", "visual"), ("text", "text")])
+def test_frozen_towers_have_no_gradient_and_stay_in_evaluation_mode(config, tmp_path, tower, projection):
+    config.save_pretrained(tmp_path)
+    model, _ = build(config_name=str(tmp_path), **{f"freeze_{tower}": True})
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    expected = (f"{tower}_model.", f"{projection}_projection.")
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(expected)} != set()
+    model.train()
+    inputs = {"input_ids": torch.tensor([[1, 2], [3, 4]]), "pixel_values": torch.randn(2, 3, 16, 16)}
+    model(**inputs, return_loss=True).loss.backward()
+    assert [getattr(model, f"{name}_model").training for name in ("vision", "text")] == [
+        tower != "vision",
+        tower != "text",
+    ]
