@@ -34,8 +34,8 @@ def set_up_overfit_check(data_args: DataArguments, training_args: CyCLIPTraining
     training_args.load_best_model_at_end = training_args.push_to_hub = False
 
 
-def overfit_report(log_history: list[dict[str, float]]) -> str | None:
-    """Prints what was memorised. Gives an error for `sys.exit` where it was too little."""
+def overfit_report(log_history: list[dict[str, float]]) -> tuple[bool, str]:
+    """Whether the pairs were memorised by the last log, and the words for it."""
     last = [log for log in log_history if "contrastive_loss" in log][-1]
     recall = min(last["image_to_text_recall@1"], last["text_to_image_recall@1"])
     found = (
@@ -43,9 +43,8 @@ def overfit_report(log_history: list[dict[str, float]]) -> str | None:
         f"{last['contrastive_loss']:.3f}, the loss {last['loss']:.3f}"
     )
     if recall >= MEMORISED_RECALL:
-        print(f"\nOverfit check passed: {found}. The model can memorise these pairs; more pairs can teach it.\n")
-        return None
-    return (
+        return True, f"Overfit check passed: {found}. The model can memorise these pairs; more pairs can teach it."
+    return False, (
         f"Overfit check failed: {found}. The model does not memorise these pairs. Look at the pairs themselves (equal "
         "images or captions cannot be told apart), then at --learning_rate, then at the cyclic weights: without them "
         "(--inmodal_cyclic_weight 0 --crossmodal_cyclic_weight 0) it should pass; --max_steps gives it more time."

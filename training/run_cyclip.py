@@ -62,7 +62,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     if data_args.overfit_check is not None:
         trainer.train()
-        sys.exit(overfit_report(trainer.state.log_history))
+        memorised, report = overfit_report(trainer.state.log_history)
+        if trainer.is_world_process_zero():
+            print(f"\n{report}\n")
+        sys.exit(not memorised)
     if trainer.is_world_process_zero():
         write_run_record(model_args, data_args, training_args, train_dataset)
 
