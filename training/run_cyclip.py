@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         memorised, report = overfit_report(trainer.state.log_history)
         if trainer.is_world_process_zero():
             print(f"\n{report}\n")
+        end_processes(trainer)
         sys.exit(not memorised)
     if trainer.is_world_process_zero():
         write_run_record(model_args, data_args, training_args, train_dataset)
@@ -91,6 +92,17 @@ def main(argv: list[str] | None = None) -> None:
             '    classify = transformers.pipeline("zero-shot-image-classification", '
             f'model="{training_args.output_dir}")\n'
         )
+    end_processes(trainer)
+
+
+def end_processes(trainer: CyCLIPTrainer) -> None:
+    """
+    Closes the process group: one still open at exit can abort the process after all its work. The wrapper of the model
+    goes first, since it would wait for the group's threads, and they for Python.
+    """
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
