@@ -1,6 +1,7 @@
 """What run_cyclip.py can be told: the model and the data. How to train stands in `CyCLIPTrainingArguments`."""
 
 import argparse
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,23 +165,33 @@ class DataArguments:
 def parse_arguments(
     argv: list[str] | None = None,
 ) -> tuple[ModelArguments, DataArguments, CyCLIPTrainingArguments]:
-    """The arguments of the command line, over those of `--config FILE.yaml`, over the defaults."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(
+    """The arguments of run_cyclip.py."""
+    return parse_with_config(
         (ModelArguments, DataArguments, CyCLIPTrainingArguments),
-        allow_abbrev=False,
-        description="Train CLIP with cyclic consistency on image-caption pairs.",
+        argv,
+        "Train CLIP with cyclic consistency on image-caption pairs.",
     )
+
+
+def parse_with_config(dataclass_types: tuple[type, ...], argv: list[str] | None, description: str) -> tuple:
+    """The arguments of the command line, over those of `--config FILE.yaml`, over the defaults, in dataclasses."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = HfArgumentParser(dataclass_types, allow_abbrev=False, description=description)
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":
             action.nargs, action.const = "?", "true"
             action.help = "Go on from the last complete checkpoint of --output_dir, or from the one given."
+        if action.type is dict:
+            action.type = json.loads
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for adding in (parser, config_parser):
         adding.add_argument("--config", help="YAML file of arguments; the command line overrides it.")
     config = config_parser.parse_known_args(argv)[0].config
     if config is not None:
         parser.set_defaults(**_read_config(parser, Path(config)))
+        # What the file gives needs no place on the command line.
+        for action in parser._actions:
+            action.required = action.required and action.default is None
     try:
         # The last namespace holds --config alone.
         *arguments, _ = parser.parse_args_into_dataclasses(argv)
