@@ -1,4 +1,4 @@
-"""CLIP's contrastive term, and in-batch recall, without ever holding the N×N logits."""
+"""CLIP's contrastive term, that of two views, and in-batch recall, without ever holding the N×N logits."""
 
 from contextlib import contextmanager
 
@@ -148,6 +148,68 @@ def contrastive_loss(
     """
     all_text_embeds = gather_rows(text_embeds, process_group)
     return BlockwiseContrastiveLoss.apply(image_embeds, all_text_embeds, logit_scale, process_group)
+
+
+class BlockwiseViewLoss(torch.autograd.Function):
+    """
+    Cross-entropy over the rows alone of the scaled similarities. No row needs the sums of another, so one pass over
+    blocks of rows gives the loss and its gradients, which the backward pass only scales.
+
+    With a process group, `embeds` are this process's n rows, `augmented_embeds` the columns of all processes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, embeds: Tensor, augmented_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None
+    ) -> Tensor:
+        num_rows, num_columns = embeds.shape[0], augmented_embeds.shape[0]
+        first_column = rank(process_group) * num_rows
+        total = embeds.new_zeros(())
+        grad_embeds, grad_augmented = torch.empty_like(embeds), torch.zeros_like(augmented_embeds)
+        with full_precision(embeds.device.type):
+            scaled = embeds * logit_scale
+            for start in range(0, num_rows, BLOCK_SIZE):
+                rows = slice(start, start + BLOCK_SIZE)
+                log_softmax = torch.log_softmax(scaled[rows] @ augmented_embeds.T, dim=1)
+                total -= log_softmax.diagonal(first_column + start).sum()
+                # d loss / d logits is, but for the factor 1 / N, the softmax over the row - 1 on the pair.
+                grad_logits = log_softmax.exp_()
+                grad_logits.diagonal(first_column + start).sub_(1)
+                torch.mm(grad_logits, augmented_embeds, out=grad_embeds[rows])
+                grad_augmented.addmm_(grad_logits.T, scaled[rows])
+            grad_scale = (grad_embeds * embeds).sum()
+        ctx.save_for_backward(grad_embeds.mul_(logit_scale), grad_augmented, grad_scale)
+        ctx.factor = world_size(process_group) / num_columns
+        return all_reduce_sum(total, process_group) / num_columns
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        refuse_second_derivatives()
+        return *(grad * (ctx.factor * grad_output) for grad in ctx.saved_tensors), None
+
+
+def view_contrastive_loss(
+    embeds: Tensor, augmented_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """
+    Cross-entropy of finding each sample's augmented view among those of the whole batch: one direction, from the view as
+    it is to the augmented one, as in the official code.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm embeddings of the images, or of the captions, float32 or float64.
+        augmented_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Those of their augmented views.
+        logit_scale (`torch.Tensor` of shape `()`):
+            The multiplier of the cosines, already exponentiated.
+        process_group (`torch.distributed.ProcessGroup`, *optional*):
+            The processes whose samples make up the batch.
+
+    Returns:
+        `torch.Tensor` of shape `()`.
+    """
+    all_augmented_embeds = gather_rows(augmented_embeds, process_group)
+    return BlockwiseViewLoss.apply(embeds, all_augmented_embeds, logit_scale, process_group)
 
 
 @torch.no_grad()

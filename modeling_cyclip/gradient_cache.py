@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from .loss import CyCLIPLossOutput
 
 
+EMBEDS = ("image_embeds", "text_embeds", "augmented_image_embeds", "augmented_text_embeds")
+
+
 def cached_step(
     model: nn.Module,
     inputs: dict[str, Tensor],
     chunk_size: int,
-    compute_loss: Callable[[Tensor, Tensor, Tensor], CyCLIPLossOutput],
+    compute_loss: Callable[..., CyCLIPLossOutput],
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager],
 ) -> tuple[CyCLIPLossOutput, Tensor, Tensor]:
@@ -31,9 +34,9 @@ def cached_step(
         inputs (`dict[str, torch.Tensor]`):
             Its inputs, the batch first.
         chunk_size (`int`):
-            Pairs embedded at once.
+            Pairs embedded at once, each with its augmented views where the inputs have them.
         compute_loss (`Callable`):
-            The loss of all image embeddings, text embeddings and the logit scale.
+            The loss of all `image_embeds`, `text_embeds` and the `logit_scale`, and of the embeddings of augmented views.
         backward (`Callable`):
             Backpropagates the loss, scaled where mixed precision asks for it (`accelerator.backward`).
         no_sync (`Callable`):
@@ -49,20 +52,22 @@ def cached_step(
     ]
     device = inputs["input_ids"].device
 
-    random_states, image_chunks, text_chunks = [], [], []
+    random_states, embeds = [], {name: [] for name in EMBEDS}
     with torch.no_grad():
         for chunk in chunks:
             random_states.append(_random_state(device))
             outputs = model(**chunk)
-            image_chunks.append(outputs.image_embeds)
-            text_chunks.append(outputs.text_embeds)
+            for name in embeds.keys() & outputs.keys():
+                embeds[name].append(outputs[name])
 
-    leaves = torch.cat(image_chunks), torch.cat(text_chunks), outputs.logit_scale.clone()
-    for leaf in leaves:
+    leaves = {name: torch.cat(tensors) for name, tensors in embeds.items() if tensors}
+    leaves["logit_scale"] = outputs.logit_scale.clone()
+    for leaf in leaves.values():
         leaf.requires_grad_()
-    parts = compute_loss(*leaves)
+    parts = compute_loss(**leaves)
     backward(parts.loss)
-    image_grad, text_grad, scale_grad = (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
+    grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    scale_grad = grads.pop("logit_scale")
 
     for number, chunk in enumerate(chunks):
         is_last = number == len(chunks) - 1
@@ -73,13 +78,11 @@ def cached_step(
             outputs = model(**chunk)
             # The gradient of this sum is the loss's own, by the chain rule. The scale is in it each time, since DDP
             # expects every forward to use every parameter, but counts once.
-            surrogate = (
-                (outputs.image_embeds * image_grad[rows]).sum()
-                + (outputs.text_embeds * text_grad[rows]).sum()
-                + outputs.logit_scale * (scale_grad if is_last else 0 * scale_grad)
-            )
+            surrogate = outputs.logit_scale * (scale_grad if is_last else 0 * scale_grad)
+            for name, grad in grads.items():
+                surrogate = surrogate + (outputs[name] * grad[rows]).sum()
             surrogate.backward()
-    return parts, leaves[0].detach(), leaves[1].detach()
+    return parts, leaves["image_embeds"].detach(), leaves["text_embeds"].detach()
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

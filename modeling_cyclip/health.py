@@ -60,6 +60,12 @@ class Reading:
     peak_learning_rate: float
 
     @property
+    def contrastive(self) -> float:
+        """The contrastive part of the loss, with augmented views the mean of two."""
+        contrastive = self.log["contrastive_loss"]
+        return (contrastive + self.log.get("inmodal_contrastive_loss", contrastive)) / 2
+
+    @property
     def loss_share(self) -> float:
         """The contrastive loss over ln(N), that of guessing."""
         return self.log["contrastive_loss"] / math.log(self.batch_size) if self.batch_size > 1 else 0.0
@@ -119,7 +125,7 @@ def scale_sunk(reading: Reading) -> str | None:
 
 def cyclic_outweighs(reading: Reading) -> str | None:
     """The weighted cyclic terms are larger than a contrastive one that is far from solved."""
-    contrastive = reading.log["contrastive_loss"]
+    contrastive = reading.contrastive
     cyclic = reading.log["loss"] - contrastive
     if cyclic <= contrastive or reading.loss_share < UNSOLVED_LOSS_SHARE:
         return None

@@ -1,13 +1,14 @@
 """The loss of CyCLIP (Goel et al., 2022, https://huggingface.co/papers/2205.14459, section 3)."""
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .blockwise import contrastive_loss
+from .blockwise import contrastive_loss, view_contrastive_loss
 from .cyclic import CyclicProducts
 from .distributed import world_size
 
@@ -25,12 +26,15 @@ class CyCLIPLossOutput(NamedTuple):
             The in-modal term, before its weight.
         crossmodal_cyclic_loss (`torch.Tensor` of shape `()`):
             The cross-modal term, before its weight.
+        inmodal_contrastive_loss (`torch.Tensor` of shape `()`, *optional*):
+            The contrastive term of the views of one kind, in nats; of a batch with augmented views.
     """
 
     loss: Tensor
     contrastive_loss: Tensor
     inmodal_cyclic_loss: Tensor
     crossmodal_cyclic_loss: Tensor
+    inmodal_contrastive_loss: Tensor | None = None
 
 
 @torch.compiler.disable
@@ -42,12 +46,18 @@ def cyclip_loss(
     inmodal_cyclic_weight: float = 0.25,
     crossmodal_cyclic_weight: float = 0.25,
     cyclic_reference_batch_size: int | None = None,
+    augmented_image_embeds: Tensor | None = None,
+    augmented_text_embeds: Tensor | None = None,
     process_group: dist.ProcessGroup | None = None,
 ) -> CyCLIPLossOutput:
     r"""
     CyCLIP's loss of N image-text pairs (paper, equation 4), exact and without N×N matrices where N exceeds `dim`:
 
         contrastive + λ1 · in-modal + λ2 · cross-modal
+
+    With augmented views, the contrastive term is averaged with the in-modal contrastive one: the mean of the two
+    cross-entropies of finding an image's augmented view among all of them, and a caption's. The official code calls this
+    option `inmodal`. The cyclic terms are of the views as they are.
 
     Computed in float32 (float64 for float64 embeddings) whatever autocast says. Differentiable once.
 
@@ -64,17 +74,21 @@ def cyclip_loss(
             λ2.
         cyclic_reference_batch_size (`int`, *optional*):
             The batch size R the weights were chosen for: both are multiplied by R / N. `None` is the paper's loss.
+        augmented_image_embeds (`torch.Tensor` of shape `(batch, dim)`, *optional*):
+            Unit-norm embeddings of the augmented images, row by row those of `image_embeds`.
+        augmented_text_embeds (`torch.Tensor` of shape `(batch, dim)`, *optional*):
+            Unit-norm embeddings of the augmented captions.
         process_group (`torch.distributed.ProcessGroup`, *optional*):
             Processes whose pairs, equally many each, make up one batch. Each gets the loss of the whole batch, and
             gradients whose average over the processes is the gradient of one process with all the pairs.
 
     Returns:
-        [`CyCLIPLossOutput`]: the loss, and its three parts unweighted and without gradient (for a loss of your own
+        [`CyCLIPLossOutput`]: the loss, and its parts unweighted and without gradient (for a loss of your own
         take the differentiable terms of [`cyclic_regularisers`]).
 
     Raises:
-        `ValueError`: embeddings that are not two matrices of one shape with at least one row, a negative weight, a
-        reference batch below 1.
+        `ValueError`: embeddings that are not matrices of one shape with at least one row, one augmented view without the
+        other, a negative weight, a reference batch below 1.
 
     Example:
 
@@ -98,17 +112,27 @@ def cyclip_loss(
         raise ValueError(
             f"`cyclic_reference_batch_size` must be at least 1 or None, got {cyclic_reference_batch_size}."
         )
-    image_embeds, text_embeds = _prepare(image_embeds, text_embeds)
+    if (augmented_image_embeds is None) != (augmented_text_embeds is None):
+        raise ValueError("`augmented_image_embeds` and `augmented_text_embeds` go together: pass both or neither.")
+    views = () if augmented_image_embeds is None else (augmented_image_embeds, augmented_text_embeds)
+    image_embeds, text_embeds, *views = _prepare(image_embeds, text_embeds, *views)
     logit_scale = torch.as_tensor(logit_scale, device=image_embeds.device).to(image_embeds.dtype)
     if logit_scale.numel() != 1:
         raise ValueError(f"`logit_scale` must be one number, got a tensor of shape {tuple(logit_scale.shape)}.")
 
-    contrastive = contrastive_loss(image_embeds, text_embeds, logit_scale.reshape(()), process_group)
+    logit_scale = logit_scale.reshape(())
+    contrastive = contrastive_loss(image_embeds, text_embeds, logit_scale, process_group)
+    loss, inmodal_contrastive = contrastive, None
+    if views:
+        inmodal_contrastive = (
+            view_contrastive_loss(image_embeds, views[0], logit_scale, process_group)
+            + view_contrastive_loss(text_embeds, views[1], logit_scale, process_group)
+        ) / 2
+        loss = (contrastive + inmodal_contrastive) / 2
 
     norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, process_group)
     batch_size = len(image_embeds) * world_size(process_group)
     factor = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
-    loss = contrastive
     # A product whose weight is zero is only reported: ⟨Y,Yᵀ⟩ with equal weights, both for CLIP.
     if (weight_sum := inmodal_cyclic_weight + crossmodal_cyclic_weight) > 0:
         loss = loss + factor * weight_sum / (2 * batch_size) * norm
@@ -119,6 +143,7 @@ def cyclip_loss(
         contrastive_loss=contrastive.detach(),
         inmodal_cyclic_loss=(norm + transposed).detach() / (2 * batch_size),
         crossmodal_cyclic_loss=(norm - transposed).detach() / (2 * batch_size),
+        inmodal_contrastive_loss=None if inmodal_contrastive is None else inmodal_contrastive.detach(),
     )
 
 
@@ -154,19 +179,20 @@ def cyclic_regularisers(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tens
     return (norm + transposed) / (2 * len(image_embeds)), (norm - transposed) / (2 * len(image_embeds))
 
 
-def _prepare(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """Checks the shapes and casts to the precision of the loss."""
-    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
+def _prepare(*embeds: Tensor) -> tuple[Tensor, ...]:
+    """Checks the shapes of images and texts, and of their augmented views, and casts to the precision of the loss."""
+    shapes = [tuple(tensor.shape) for tensor in embeds]
+    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
         raise ValueError(
-            "`image_embeds` and `text_embeds` must be two matrices of one shape (batch, dim), row by row a pair, got "
-            f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}."
+            "`image_embeds` and `text_embeds` must be two matrices of one shape (batch, dim), row by row a pair, and those "
+            f"of augmented views likewise, got {' and '.join(map(str, shapes))}."
         )
-    if len(image_embeds) < 1:
+    if len(embeds[0]) < 1:
         raise ValueError("The loss needs at least one image-text pair, got an empty batch.")
-    if not (image_embeds.is_floating_point() and text_embeds.is_floating_point()):
-        raise ValueError(f"Embeddings must be floating point, got {image_embeds.dtype} and {text_embeds.dtype}.")
-    dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
-    return image_embeds.to(dtype), text_embeds.to(dtype)
+    if not all(tensor.is_floating_point() for tensor in embeds):
+        raise ValueError(f"Embeddings must be floating point, got {' and '.join(str(t.dtype) for t in embeds)}.")
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in embeds), torch.float32)
+    return tuple(tensor.to(dtype) for tensor in embeds)
 
 
 __all__ = ["CyCLIPLossOutput", "cyclic_regularisers", "cyclip_loss"]

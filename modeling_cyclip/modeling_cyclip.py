@@ -42,12 +42,22 @@ class CyCLIPOutput(CLIPOutput):
             The in-modal term before its weight, without gradient.
         crossmodal_cyclic_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
             The cross-modal term before its weight, without gradient.
+        inmodal_contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            The contrastive term of the views of one kind, without gradient. With this and the two below, where the batch
+            has augmented views.
+        augmented_image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
+            Unit-norm embeddings of the augmented images.
+        augmented_text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
+            Unit-norm embeddings of the augmented captions.
     """
 
     logit_scale: torch.FloatTensor | None = None
     contrastive_loss: torch.FloatTensor | None = None
     inmodal_cyclic_loss: torch.FloatTensor | None = None
     crossmodal_cyclic_loss: torch.FloatTensor | None = None
+    inmodal_contrastive_loss: torch.FloatTensor | None = None
+    augmented_image_embeds: torch.FloatTensor | None = None
+    augmented_text_embeds: torch.FloatTensor | None = None
 
 
 class CyCLIPModel(CLIPModel):
@@ -127,6 +137,9 @@ class CyCLIPModel(CLIPModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         cyclic_weight_factor: float = 1.0,
+        augmented_input_ids: torch.LongTensor | None = None,
+        augmented_attention_mask: torch.Tensor | None = None,
+        augmented_pixel_values: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CyCLIPOutput:
         r"""
@@ -146,10 +159,23 @@ class CyCLIPModel(CLIPModel):
                 Whether to resize the position embeddings to the images.
             cyclic_weight_factor (`float`, *optional*, defaults to 1.0):
                 Multiplies both cyclic weights of the configuration: how the Trainer warms them up.
+            augmented_input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Token ids of the augmented captions, padded to the length of `input_ids`.
+            augmented_attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Their mask, where `attention_mask` is given.
+            augmented_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
+                The augmented images. Both views go through the towers as one batch, whose outputs hold the augmented
+                ones second; with them, the loss has its in-modal contrastive term.
 
         Returns:
             [`CyCLIPOutput`]: in training mode without `logits_per_image` and `logits_per_text`.
         """
+        has_views = augmented_pixel_values is not None
+        if has_views:
+            pixel_values = torch.cat([pixel_values, augmented_pixel_values])
+            input_ids = torch.cat([input_ids, augmented_input_ids])
+            if attention_mask is not None:
+                attention_mask = torch.cat([attention_mask, augmented_attention_mask])
         vision_outputs = self.get_image_features(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -159,6 +185,10 @@ class CyCLIPModel(CLIPModel):
         image_embeds = _unit_norm(vision_outputs.pooler_output)
         text_embeds = _unit_norm(text_outputs.pooler_output)
         logit_scale = self.logit_scale.exp()
+        views = {}
+        if has_views:
+            image_embeds, views["augmented_image_embeds"] = image_embeds.chunk(2)
+            text_embeds, views["augmented_text_embeds"] = text_embeds.chunk(2)
 
         logits_per_image = logits_per_text = None
         if not self.training:
@@ -167,7 +197,7 @@ class CyCLIPModel(CLIPModel):
 
         parts = {}
         if return_loss:
-            parts = self.compute_loss(image_embeds, text_embeds, logit_scale, cyclic_weight_factor)._asdict()
+            parts = self.compute_loss(image_embeds, text_embeds, logit_scale, cyclic_weight_factor, **views)._asdict()
 
         return CyCLIPOutput(
             logits_per_image=logits_per_image,
@@ -178,6 +208,7 @@ class CyCLIPModel(CLIPModel):
             vision_model_output=vision_outputs,
             logit_scale=logit_scale,
             **parts,
+            **views,
         )
 
     def compute_loss(
@@ -186,6 +217,8 @@ class CyCLIPModel(CLIPModel):
         text_embeds: torch.FloatTensor,
         logit_scale: torch.FloatTensor,
         cyclic_weight_factor: float = 1.0,
+        augmented_image_embeds: torch.FloatTensor | None = None,
+        augmented_text_embeds: torch.FloatTensor | None = None,
     ) -> CyCLIPLossOutput:
         r"""
         The model's loss of embeddings already at hand, as `forward` computes it and as the gradient cache needs it.
@@ -199,6 +232,10 @@ class CyCLIPModel(CLIPModel):
                 The multiplier of the cosines, exponentiated.
             cyclic_weight_factor (`float`, *optional*, defaults to 1.0):
                 Multiplies both cyclic weights of the configuration.
+            augmented_image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
+                Unit-norm embeddings of the augmented images.
+            augmented_text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
+                Unit-norm embeddings of the augmented captions.
 
         Returns:
             [`CyCLIPLossOutput`]
@@ -210,6 +247,8 @@ class CyCLIPModel(CLIPModel):
             inmodal_cyclic_weight=self.config.inmodal_cyclic_weight * cyclic_weight_factor,
             crossmodal_cyclic_weight=self.config.crossmodal_cyclic_weight * cyclic_weight_factor,
             cyclic_reference_batch_size=self.config.cyclic_reference_batch_size,
+            augmented_image_embeds=augmented_image_embeds,
+            augmented_text_embeds=augmented_text_embeds,
             process_group=training_process_group() if self.training else None,
         )
 

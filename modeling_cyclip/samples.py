@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from .images import BrokenImageError, load_image
@@ -16,14 +17,19 @@ from .sampler import keyed_choice, keyed_seed
 # throughout.
 MAX_REPLACEMENTS = 100
 
+# Keeps the draws of an augmentation apart from those for a replacement.
+AUGMENTATION = 1
+
+Augment = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
+
 
 class CaptionedSamples(Dataset):
     r"""
     Reads a captioned dataset batch by batch, by keys of [`~modeling_cyclip.sampler.EpochSampler`] or plain indices.
 
     Of several captions, one is drawn each epoch; by a plain index the first is taken. In the place of an image that cannot
-    be read comes another sample of the dataset that is not in the batch, so that batches keep their size. Both choices
-    are functions of (seed, epoch, index).
+    be read comes another sample of the dataset that is not in the batch, so that batches keep their size. Both choices,
+    and what an augmentation draws, are functions of (seed, epoch, index).
 
     Args:
         dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
@@ -32,12 +38,15 @@ class CaptionedSamples(Dataset):
             Seed of the choices.
         min_image_size (`int`, *optional*):
             How small a JPEG may be decoded, see [`~modeling_cyclip.images.load_image`].
+        augment (`Callable`, *optional*):
+            Makes a second view of an image and its caption, drawing from the `random.Random` that is its third argument.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, min_image_size: int | None = None):
+    def __init__(self, dataset: Dataset, seed: int, min_image_size: int | None = None, augment: Augment | None = None):
         self.dataset = dataset
         self.seed = seed
         self.min_image_size = min_image_size
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -49,7 +58,8 @@ class CaptionedSamples(Dataset):
         r"""
         Returns:
             `list[dict]`: for each key `image` (`PIL.Image.Image`), `caption` (`str`), `index` (`int`, the row it came
-            from) and `broken_images` (`dict`, reasons by row for the images that were passed over on its account).
+            from) and `broken_images` (`dict`, reasons by row for the images that were passed over on its account); with
+            an augmentation also `augmented_image` and `augmented_caption`.
 
         Raises:
             `ValueError`: hardly an image of the dataset can be read.
@@ -59,7 +69,8 @@ class CaptionedSamples(Dataset):
         return [self._sample(epoch, index, taken) for epoch, index in keys]
 
     def _sample(self, epoch: int | None, index: int, taken: set[int]) -> dict[str, Any]:
-        choices = random.Random(keyed_seed(self.seed, -1 if epoch is None else epoch, index))
+        key = self.seed, -1 if epoch is None else epoch
+        choices = random.Random(keyed_seed(*key, index))
         broken = {}
         for _ in range(MAX_REPLACEMENTS):
             row = self.dataset[index]
@@ -72,7 +83,11 @@ class CaptionedSamples(Dataset):
                 if not isinstance(caption, str):
                     drawn = 0 if epoch is None else keyed_choice(self.seed, epoch, [index], [len(caption)])[0]
                     caption = caption[drawn]
-                return {"image": image, "caption": caption, "index": index, "broken_images": broken}
+                sample = {"image": image, "caption": caption, "index": index, "broken_images": broken}
+                if self.augment is not None:
+                    draws = random.Random(keyed_seed(*key, index, AUGMENTATION))
+                    sample["augmented_image"], sample["augmented_caption"] = self.augment(image, caption, draws)
+                return sample
             index = self._untaken(choices, taken)
             taken.add(index)
         raise ValueError(
@@ -94,7 +109,8 @@ class CaptionedSamples(Dataset):
 @dataclass
 class SampleCollator:
     r"""
-    Hands `image` and `caption` to a collator and passes on what the Trainer accounts for.
+    Hands `image` and `caption` to a collator and passes on what the Trainer accounts for. Augmented views go through the
+    collator in one batch with the others, so that captions are padded alike, and come out under `augmented_` names.
 
     Args:
         collator (`Callable`):
@@ -104,7 +120,14 @@ class SampleCollator:
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = dict(self.collator([{name: sample[name] for name in ("image", "caption")} for sample in samples]))
+        rows = [{name: sample[name] for name in ("image", "caption")} for sample in samples]
+        if "augmented_image" not in samples[0]:
+            batch = dict(self.collator(rows))
+        else:
+            rows += [{name: sample[f"augmented_{name}"] for name in ("image", "caption")} for sample in samples]
+            batch = {}
+            for name, both in self.collator(rows).items():
+                batch[name], batch[f"augmented_{name}"] = both.chunk(2)
         batch["sample_index"] = torch.tensor([sample["index"] for sample in samples])
         batch["broken_images"] = {key: reason for sample in samples for key, reason in sample["broken_images"].items()}
         return batch

@@ -29,7 +29,7 @@ from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import decay_parameter_names, set_tower_learning_rates
 from .publishing import PublishingMixin
 from .sampler import EpochSampler
-from .samples import CaptionedSamples, SampleCollator
+from .samples import Augment, CaptionedSamples, SampleCollator
 from .shard_sampler import ShardSampler, UniqueCaptionShardSampler
 from .training_args import CyCLIPTrainingArguments
 from .unique_captions import UniqueCaptionSampler
@@ -38,7 +38,7 @@ from .weighted_mean import WeightedMean
 
 logger = logging.get_logger(__name__)
 
-LOSS_PARTS = ("contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
+LOSS_PARTS = ("contrastive_loss", "inmodal_contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
 
 
 class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
@@ -75,6 +75,10 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         extra_metrics (`Callable`, *optional*):
             Given the model, computes further metrics of every evaluation by name, also without an `eval_dataset`. All
             processes call it.
+        augment (`Callable`, *optional*):
+            Given an image, a caption and a `random.Random`, makes a second view of both: the loss then has its in-modal
+            contrastive term, logged as `inmodal_contrastive_loss`. It runs in the dataloader's workers. Evaluation has no
+            second view.
         kwargs (*optional*):
             What [`~transformers.Trainer`] takes besides.
 
@@ -107,6 +111,7 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         write_model_card: Callable[[str, str], None] | None = None,
         publish: Callable[..., CommitInfo] | None = None,
         extra_metrics: Callable[[nn.Module], dict[str, float]] | None = None,
+        augment: Augment | None = None,
         **kwargs,
     ):
         if not isinstance(model, CyCLIPModel):
@@ -122,6 +127,7 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             data_collator = CyCLIPDataCollator(processing_class)
         _check_processes(args)
         self.write_model_card, self.publish, self.extra_metrics = write_model_card, publish, extra_metrics
+        self.augment = augment
         if eval_dataset is None and extra_metrics is not None:
             eval_dataset = {}  # transformers refuses to evaluate without a set; this one has no pairs
         if args.world_size > 1:
@@ -145,7 +151,7 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
         return self._get_dataloader(
-            dataset=self._samples(self.train_dataset),
+            dataset=self._samples(self.train_dataset, self.augment),
             description="Training",
             batch_size=self._train_batch_size,
             sampler_fn=self._get_train_sampler,
@@ -198,9 +204,10 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             sampler_fn=self._get_eval_sampler,
         )
 
-    def _samples(self, dataset: Dataset) -> CaptionedSamples:
+    def _samples(self, dataset: Dataset, augment: Augment | None = None) -> CaptionedSamples:
         # How small a JPEG may be decoded is known to who processes the images.
-        return CaptionedSamples(dataset, self._data_seed(), getattr(self.data_collator, "min_image_size", None))
+        min_image_size = getattr(self.data_collator, "min_image_size", None)
+        return CaptionedSamples(dataset, self._data_seed(), min_image_size, augment)
 
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -264,7 +271,7 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         inputs: dict[str, torch.Tensor],
     ) -> None:
         """Keeps what the next log reports, without a copy to the host."""
-        self._train_parts.add({name: parts[name] for name in LOSS_PARTS}, weight=1)
+        self._train_parts.add({name: parts.get(name) for name in LOSS_PARTS}, weight=1)
         self._last_embeds = image_embeds.detach(), text_embeds.detach()
         self._last_captions = inputs["input_ids"], inputs.get("attention_mask")
 

@@ -10,9 +10,10 @@ class WeightedMean:
         self.sums: dict[str, torch.Tensor | float] = {}
         self.weight = 0
 
-    def add(self, values: dict[str, torch.Tensor], weight: int) -> None:
+    def add(self, values: dict[str, torch.Tensor | None], weight: int) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach()
+            if value is not None:
+                self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach()
         self.weight += weight
 
     def drain(self) -> dict[str, float]:

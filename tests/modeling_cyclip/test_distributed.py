@@ -18,21 +18,36 @@ from tests.distributed import run_distributed
 N, DIM = 24, 8
 WEIGHTS = {"inmodal_cyclic_weight": 0.3, "crossmodal_cyclic_weight": 0.2, "cyclic_reference_batch_size": 16}
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
-CASES = [(dtype, wrapper, chunk) for dtype in TOLERANCES for wrapper in ("ddp", "fsdp2") for chunk in (None, 2)]
+CASES = [
+    (dtype, wrapper, chunk, views)
+    for dtype, views in ((torch.float32, False), (torch.float64, False), (torch.float64, True))
+    for wrapper in ("ddp", "fsdp2")
+    for chunk in (None, 2)
+]
 
 
 def make_embeds(dtype):
-    """Raw features, a shared weight that all of them pass through, and a scale."""
+    """Raw features of images, texts and their augmented views, a shared weight that all of them pass through, and a scale."""
     generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(N, DIM, generator=generator, dtype=dtype) for _ in range(2)]
+    features = [torch.randn(N, DIM, generator=generator, dtype=dtype) for _ in range(4)]
     weight = torch.randn(DIM, DIM, generator=generator, dtype=dtype, requires_grad=True)
     return features, weight, torch.tensor(2.5, dtype=dtype, requires_grad=True)
 
 
 def loss_and_gradients(features, weight, log_scale, process_group):
-    embeds = [F.normalize(x @ weight, dim=-1) for x in features]
-    output = cyclip_loss(*embeds, log_scale.exp(), **WEIGHTS, process_group=process_group)
-    return [part.detach() for part in output], torch.autograd.grad(output.loss, (weight, log_scale))
+    """Without, and with augmented views."""
+    image_embeds, text_embeds, *views = (F.normalize(x @ weight, dim=-1) for x in features)
+    options = {**WEIGHTS, "process_group": process_group}
+    plain = cyclip_loss(image_embeds, text_embeds, log_scale.exp(), **options)
+    views = dict(zip(("augmented_image_embeds", "augmented_text_embeds"), views, strict=True))
+    with_views = cyclip_loss(image_embeds, text_embeds, log_scale.exp(), **options, **views)
+    parts = [part.detach() for part in (*plain[:4], *with_views)]
+    gradients = [
+        gradient
+        for output in (plain, with_views)
+        for gradient in torch.autograd.grad(output.loss, (weight, log_scale), retain_graph=True)
+    ]
+    return parts, gradients
 
 
 def make_model(dtype):
@@ -47,11 +62,14 @@ def make_model(dtype):
     return CyCLIPModel(config).to(dtype).train()
 
 
-def make_inputs(dtype):
+def make_inputs(dtype, views):
     generator = torch.Generator().manual_seed(1)
     input_ids = torch.randint(3, 60, (N, 6), generator=generator)
     input_ids[:, -1] = 63
-    return {"input_ids": input_ids, "pixel_values": torch.randn(N, 3, 16, 16, generator=generator).to(dtype)}
+    inputs = {"input_ids": input_ids, "pixel_values": torch.randn(N, 3, 16, 16, generator=generator).to(dtype)}
+    if views:
+        inputs.update({f"augmented_{name}": tensor.roll(5, dims=-1) for name, tensor in inputs.items()})
+    return inputs
 
 
 def step(model, unwrapped, inputs, chunk, no_sync):
@@ -84,10 +102,10 @@ def one_of_several(rank, world_size, file):
             dist.all_reduce(gradient)
             gradient /= world_size
         errors["loss", dtype] = relative_error([*parts, *gradients], reference["loss", dtype])
-    for dtype, wrapper, chunk in CASES:
+    for dtype, wrapper, chunk, views in CASES:
         unwrapped = model = make_model(dtype)
         make_logit_scale_one_dimensional(unwrapped)
-        inputs = {name: tensor[rows] for name, tensor in make_inputs(dtype).items()}
+        inputs = {name: tensor[rows] for name, tensor in make_inputs(dtype, views).items()}
         if wrapper == "ddp":
             model = DistributedDataParallel(unwrapped, find_unused_parameters=True)
             no_sync = model.no_sync
@@ -99,7 +117,8 @@ def one_of_several(rank, world_size, file):
         gradients = [parameter.grad for parameter in unwrapped.parameters()]
         if wrapper == "fsdp2":
             gradients = [gradient.full_tensor() for gradient in gradients]
-        errors[dtype, wrapper, chunk] = relative_error([torch.tensor(loss), *gradients], reference["model", dtype])
+        case = dtype, wrapper, chunk, views
+        errors[case] = relative_error([torch.tensor(loss), *gradients], reference["model", dtype, views])
     return errors
 
 
@@ -117,10 +136,11 @@ def test_loss_and_gradients_equal_those_of_one_process(world_size, tmp_path):
     for dtype in TOLERANCES:
         parts, gradients = loss_and_gradients(*make_embeds(dtype), None)
         reference["loss", dtype] = [*parts, *gradients]
+    for dtype, views in {(dtype, views) for dtype, _, _, views in CASES}:
         model = make_model(dtype)
-        loss = step(model, model, make_inputs(dtype), None, nullcontext)
+        loss = step(model, model, make_inputs(dtype, views), None, nullcontext)
         gradients = [parameter.grad for parameter in model.parameters()]
-        reference["model", dtype] = [torch.tensor(loss), *gradients]
+        reference["model", dtype, views] = [torch.tensor(loss), *gradients]
     torch.save(reference, tmp_path / "reference.pt")
 
     for errors in run_distributed(one_of_several, world_size, tmp_path, tmp_path / "reference.pt"):

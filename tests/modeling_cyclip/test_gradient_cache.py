@@ -50,6 +50,23 @@ def test_gradients_equal_those_of_the_whole_batch(model, processor, chunk_size, 
         assert (parameter.grad - reference[name]).norm() <= tolerance * (reference[name].norm() + 1e-2 * scale), name
 
 
+def test_gradients_with_augmented_views_equal_those_of_the_whole_batch(model, processor):
+    model = model.double().train()
+    inputs = batch_of(processor, 20, torch.float64)
+    inputs.update({f"augmented_{name}": tensor.roll(3, dims=0) for name, tensor in inputs.items()})
+    expected = model(**inputs, return_loss=True, cyclic_weight_factor=0.5)
+    expected.loss.backward()
+    reference = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    parts, _, _ = cached(model, inputs, chunk_size=6)
+
+    assert parts.loss.item() == pytest.approx(expected.loss.item(), rel=1e-12)
+    assert parts.inmodal_contrastive_loss.item() == pytest.approx(expected.inmodal_contrastive_loss.item(), rel=1e-12)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference[name], rtol=1e-9, atol=1e-12)
+
+
 def test_dropout_draws_the_same_masks_in_both_passes(config, processor):
     config.vision_config.attention_dropout = config.text_config.attention_dropout = 0.5
     torch.manual_seed(0)

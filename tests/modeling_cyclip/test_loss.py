@@ -42,7 +42,8 @@ def test_equals_the_papers_formulas_in_float64(n, dim, weights):
 
     output = cyclip_loss(*inputs, inmodal_cyclic_weight=weights[0], crossmodal_cyclic_weight=weights[1])
 
-    for actual, reference in zip(output, (expected, *parts), strict=True):
+    assert output.inmodal_contrastive_loss is None
+    for actual, reference in zip(output[:4], (expected, *parts), strict=True):
         assert actual.item() == pytest.approx(reference.item(), rel=1e-12, abs=1e-13)
     for actual, reference in zip(gradients(output.loss, inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-13)
@@ -74,6 +75,32 @@ def test_equals_the_official_implementation(shared_data, case):
         expected = tensors[f"{case}.grad_{name}"]
         # Where the pairs are told apart perfectly, the gradient of the scale is rounding (1e-8) in both.
         assert (grad - expected).norm() <= 1e-5 * expected.norm() + 1e-7
+
+
+@pytest.mark.parametrize("n, dim", [(1, 8), (40, 64), (256, 32), (600, 48)])
+def test_augmented_views_halve_the_contrastive_term_with_one_of_their_own(n, dim):
+    embeds = [*random_embeds(n, dim), *random_embeds(n, dim, seed=1)]
+    scale = torch.tensor(14.3, dtype=torch.float64, requires_grad=True)
+    contrastive, inmodal, crossmodal = dense_parts(*embeds[:2], scale)
+    # From the view as it is to the augmented one, and not back.
+    views = [F.cross_entropy(scale * embeds[i] @ embeds[i + 2].T, torch.arange(n)) for i in (0, 1)]
+    expected = (contrastive + sum(views) / 2) / 2 + 0.3 * inmodal + 0.1 * crossmodal
+
+    output = cyclip_loss(
+        *embeds[:2],
+        scale,
+        inmodal_cyclic_weight=0.3,
+        crossmodal_cyclic_weight=0.1,
+        augmented_image_embeds=embeds[2],
+        augmented_text_embeds=embeds[3],
+    )
+
+    references = expected, contrastive, inmodal, crossmodal, sum(views) / 2
+    for actual, reference in zip(output, references, strict=True):
+        assert actual.item() == pytest.approx(reference.item(), rel=1e-12, abs=1e-13)
+    inputs = [*embeds, scale]
+    for actual, reference in zip(gradients(output.loss, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-13)
 
 
 def test_gradients_pass_gradcheck():
@@ -170,6 +197,14 @@ def test_wrong_shapes_are_refused(image_shape, text_shape, message):
 def test_wrong_options_are_refused_by_name(option, value):
     with pytest.raises(ValueError, match=option):
         cyclip_loss(torch.ones(4, 8), torch.ones(4, 8), 1.0, **{option: value})
+
+
+def test_an_augmented_view_of_images_or_captions_alone_is_refused():
+    with pytest.raises(ValueError, match="go together"):
+        cyclip_loss(torch.ones(4, 8), torch.ones(4, 8), 1.0, augmented_image_embeds=torch.ones(4, 8))
+    with pytest.raises(ValueError, match=r"one shape.*\(4, 8\) and \(4, 8\) and \(4, 8\) and \(3, 8\)"):
+        views = {"augmented_image_embeds": torch.ones(4, 8), "augmented_text_embeds": torch.ones(3, 8)}
+        cyclip_loss(torch.ones(4, 8), torch.ones(4, 8), 1.0, **views)
 
 
 def test_integer_embeddings_and_several_scales_are_refused():

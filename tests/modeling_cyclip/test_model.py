@@ -41,8 +41,28 @@ def test_loss_is_cyclips_with_the_weights_of_the_configuration(model, inputs):
         crossmodal_cyclic_weight=0.125,
         cyclic_reference_batch_size=12,
     )
+    for name in ("loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss"):
+        assert torch.equal(output[name], getattr(expected, name))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_augmented_views_are_embedded_like_the_others_and_enter_the_loss(model, inputs, training):
+    model.train(training)
+    views = {name: tensor.flip(0) for name, tensor in inputs.items()}
+    output = model(**inputs, **{f"augmented_{name}": tensor for name, tensor in views.items()}, return_loss=True)
+    plain, flipped = model(**inputs), model(**views)
+    expected = cyclip_loss(
+        plain.image_embeds,
+        plain.text_embeds,
+        model.logit_scale.exp(),
+        augmented_image_embeds=flipped.image_embeds,
+        augmented_text_embeds=flipped.text_embeds,
+    )
     for name, value in expected._asdict().items():
-        assert torch.equal(output[name], value)
+        torch.testing.assert_close(output[name], value)
+    torch.testing.assert_close(output.image_embeds, plain.image_embeds)
+    if not training:
+        torch.testing.assert_close(output.logits_per_image, plain.logits_per_image)
 
 
 def test_both_weights_zero_is_clip(model, inputs):
