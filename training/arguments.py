@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import is_peft_available
 
 from modeling_cyclip import CyCLIPTrainingArguments
 
@@ -57,6 +58,19 @@ class ModelArguments:
         default=False, metadata={"help": "Keep the vision tower and its projection as they are."}
     )
     freeze_text: bool = field(default=False, metadata={"help": "Keep the text tower and its projection as they are."})
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train adapters of this rank (LoRA) instead of the checkpoint's weights."}
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "Adapters count alpha / rank times (default: the rank, so once)."}
+    )
+    lora_towers: list[str] | None = field(
+        default=None, metadata={"help": "Towers that get adapters, vision, text or both (default: both)."}
+    )
+    merge_lora: bool = field(
+        default=False,
+        metadata={"help": "Save the checkpoint with the adapters added to its weights, not the adapters alone."},
+    )
     license: str | None = field(
         default=None,
         metadata={"help": "The Hub's identifier of the weights' licence, for the model card, such as apache-2.0."},
@@ -75,6 +89,24 @@ class ModelArguments:
             raise ValueError(
                 "--image_size and --patch_size belong to --model_size; a checkpoint or config has its own."
             )
+        if self.lora_rank is not None:
+            self._check_lora()
+        elif self.lora_alpha is not None or self.lora_towers is not None or self.merge_lora:
+            raise ValueError("--lora_alpha, --lora_towers and --merge_lora go with --lora_rank.")
+
+    def _check_lora(self) -> None:
+        if self.lora_rank < 1:
+            raise ValueError(f"--lora_rank must be at least 1, got {self.lora_rank}.")
+        if self.model_name_or_path is None:
+            raise ValueError("--lora_rank tunes a checkpoint: give it with --model_name_or_path.")
+        if self.freeze_vision or self.freeze_text:
+            raise ValueError("With --lora_rank, --lora_towers says which towers train: leave out --freeze_*.")
+        if not is_peft_available():
+            raise ValueError('--lora_rank needs peft: pip install -e ".[lora]"')
+        self.lora_towers = self.lora_towers or ["vision", "text"]
+        if wrong := set(self.lora_towers) - {"vision", "text"}:
+            raise ValueError(f"--lora_towers takes vision and text, got {', '.join(sorted(wrong))}.")
+        self.freeze_vision, self.freeze_text = (tower not in self.lora_towers for tower in ("vision", "text"))
 
 
 @dataclass

@@ -66,9 +66,14 @@ def build_model_and_processor(args: ModelArguments, captions: Iterable[str]) -> 
             Read only where a tokenizer is trained.
 
     Raises:
-        `ValueError`: a size that does not exist, or a tokenizer that does not fit the model.
+        `ValueError`: a size that does not exist, a tokenizer that does not fit the model, an adapter as checkpoint, or a
+        tower that takes no LoRA.
     """
     model, processor = _build(args, captions)
+    if args.lora_rank is not None:
+        from training.lora import add_lora
+
+        add_lora(model, args)
     if args.freeze_vision:
         _freeze(model.vision_model, model.visual_projection)
     if args.freeze_text:
@@ -95,6 +100,11 @@ def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, 
     }
     if args.model_name_or_path is not None:
         model = CyCLIPModel.from_pretrained(args.model_name_or_path, **weights)
+        if model._hf_peft_config_loaded:
+            raise ValueError(
+                f"{args.model_name_or_path} is an adapter: train on from a checkpoint that it is merged into (--merge_lora), "
+                "or go on with its own run by --resume_from_checkpoint."
+            )
         processor = CLIPProcessor.from_pretrained(args.model_name_or_path)
         if args.tokenizer_name is not None:
             processor = CLIPProcessor(processor.image_processor, AutoTokenizer.from_pretrained(args.tokenizer_name))

@@ -6,6 +6,7 @@ accelerate launch training/run_cyclip.py --model_size small --train_file pairs.c
 
 import logging
 import sys
+from pathlib import Path
 
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
@@ -28,7 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(
         format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", handlers=[logging.StreamHandler()]
     )
-    transformers.utils.logging.set_verbosity_info() if training_args.should_log else None
+    if training_args.should_log:
+        transformers.utils.logging.set_verbosity_info()
+        logging.getLogger("training").setLevel(logging.INFO)
     set_seed(training_args.seed)
 
     try:
@@ -37,6 +40,15 @@ def main(argv: list[str] | None = None) -> None:
         with training_args.main_process_first(desc="loading the data"):
             train_dataset, eval_dataset = load_captioned_datasets(data_args)
         model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
+        saves_adapter = model_args.lora_rank is not None and not model_args.merge_lora
+        if saves_adapter and training_args.push_to_hub:
+            raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
+        other = "config.json" if saves_adapter else "adapter_config.json"
+        if not model_args.merge_lora and Path(training_args.output_dir, other).is_file():
+            raise ValueError(
+                f"{training_args.output_dir} has the {other} of another run: models and adapters in one folder are opened "
+                "as one. Choose another --output_dir."
+            )
         zero_shot = None
         if data_args.eval_zero_shot is not None:
             with training_args.main_process_first(desc="loading the set for zero-shot evaluation"):
@@ -46,7 +58,12 @@ def main(argv: list[str] | None = None) -> None:
                     training_args.per_device_eval_batch_size,
                     training_args.dataloader_num_workers,
                 )
-        trainer = CyCLIPTrainer(
+        trainer_class = CyCLIPTrainer
+        if model_args.lora_rank is not None:
+            from training.lora import LoraTrainer
+
+            trainer_class = LoraTrainer
+        trainer = trainer_class(
             model=model,
             args=training_args,
             train_dataset=train_dataset,
@@ -76,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model(_internal_call=True)  # published below, with what belongs to it
     trainer.save_state()
+    if model_args.merge_lora:
+        trainer.merge()
     if eval_dataset is not None or zero_shot is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     if training_args.push_to_hub:
@@ -83,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
             trainer.push_to_hub()
         except PublishError as error:
             sys.exit(f"error: {error}")
-    else:
+    elif not saves_adapter:
         trainer.create_model_card()
 
     if trainer.is_world_process_zero():
