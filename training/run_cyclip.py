@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> None:
             set_up_overfit_check(data_args, training_args)
         with training_args.main_process_first(desc="loading the data"):
             train_dataset, eval_dataset = load_captioned_datasets(data_args)
-        model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
         saves_adapter = model_args.lora_rank is not None and not model_args.merge_lora
         if saves_adapter and training_args.push_to_hub:
             raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
@@ -49,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{training_args.output_dir} has the {other} of another run: models and adapters in one folder are opened "
                 "as one. Choose another --output_dir."
             )
+        model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
         zero_shot = None
         if data_args.eval_zero_shot is not None:
             with training_args.main_process_first(desc="loading the set for zero-shot evaluation"):
@@ -91,10 +91,10 @@ def main(argv: list[str] | None = None) -> None:
     if resume_from == "true":
         resume_from = last_complete_checkpoint(training_args.output_dir)
     trainer.train(resume_from_checkpoint=resume_from)
-    trainer.save_model(_internal_call=True)  # published below, with what belongs to it
-    trainer.save_state()
     if model_args.merge_lora:
         trainer.merge()
+    trainer.save_model(_internal_call=True)  # published below, with what belongs to it
+    trainer.save_state()
     if eval_dataset is not None or zero_shot is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     if training_args.push_to_hub:
