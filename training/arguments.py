@@ -156,6 +156,14 @@ class DataArguments:
             "evaluation; --metric_for_best_model can name it."
         },
     )
+    inmodal_contrastive: bool = field(
+        default=False,
+        metadata={"help": "Add contrastive terms of images, and of captions, with augmented views of them."},
+    )
+    synonyms: str | None = field(
+        default=None,
+        metadata={"help": "With --inmodal_contrastive: file of synonyms for captions, a set a line, with commas."},
+    )
     overfit_check: int | None = field(
         default=None,
         metadata={
@@ -169,6 +177,8 @@ class DataArguments:
                 "Say where the pairs come from by exactly one of --dataset_name (Hub or folder), --train_file (csv, tsv, "
                 "json, jsonl, parquet) and --train_shards (WebDataset)."
             )
+        if self.synonyms is not None and not self.inmodal_contrastive:
+            raise ValueError("--synonyms goes with --inmodal_contrastive, which augments captions.")
         if self.overfit_check is not None and self.overfit_check < 2:
             raise ValueError(f"--overfit_check takes at least 2 pairs, got {self.overfit_check}.")
         if self.validation_file and not self.train_file:

@@ -1,8 +1,8 @@
 """A second view of an image and its caption, for the in-modal contrastive term. No dictionary or model is downloaded.
 
 The official code takes torchvision's AutoAugment and EDA (Wei & Zou, 2019, https://huggingface.co/papers/1901.11196).
-Here the image operations are Pillow's: libraries of them draw from random states of their own, which a resumed run, or one
-with other workers, would not repeat.
+Here the image operations are Pillow's, drawn from the generator that is handed in: no dependency for a crop and three
+colour operations, and no random state that a resumed run would have to restore.
 """
 
 import math
@@ -23,9 +23,9 @@ STRENGTH = 0.4
 CHANGED_SHARE = 0.1
 
 
-class Augment:
+class SecondView:
     r"""
-    Makes the second view; `augment` of [`CyCLIPTrainer`].
+    Makes it: the `augment` of [`CyCLIPTrainer`].
 
     Args:
         synonyms (`str` or `Path`, *optional*):

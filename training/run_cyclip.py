@@ -19,6 +19,7 @@ from model_cards.run_record import write_run_record
 from modeling_cyclip import CyCLIPTrainer
 from modeling_cyclip.checkpoints import last_complete_checkpoint
 from training.arguments import parse_arguments
+from training.augment import SecondView
 from training.build_model import build_model_and_processor
 from training.captions import iterate_captions, load_captioned_datasets
 from training.overfit_check import overfit_report, set_up_overfit_check
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
             write_model_card=write_model_card,
             publish=publish,
             extra_metrics=zero_shot,
+            augment=SecondView(data_args.synonyms) if data_args.inmodal_contrastive else None,
         )
         if zero_shot is not None and trainer.is_fsdp_enabled:
             raise ValueError("--eval_zero_shot does not go with FSDP, which runs no tower by itself. Leave it out.")

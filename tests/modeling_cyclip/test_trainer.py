@@ -14,7 +14,7 @@ LOSS_PARTS = ("contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss
 
 @pytest.fixture
 def make_trainer(model, processor, pairs, tmp_path):
-    def make(**options):
+    def make(augment=None, **options):
         options = {
             "per_device_train_batch_size": 8,
             "max_steps": 4,
@@ -24,9 +24,15 @@ def make_trainer(model, processor, pairs, tmp_path):
             **options,
         }
         arguments = CyCLIPTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
-        return CyCLIPTrainer(model, arguments, train_dataset=pairs, eval_dataset=pairs, processing_class=processor)
+        return CyCLIPTrainer(
+            model, arguments, train_dataset=pairs, eval_dataset=pairs, processing_class=processor, augment=augment
+        )
 
     return make
+
+
+def turned_and_numbered(image, caption, draws):
+    return image.rotate(90), f"{caption} {draws.randrange(10)}"
 
 
 def test_log_shows_loss_parts_scale_rate_and_recall(make_trainer):
@@ -40,6 +46,32 @@ def test_log_shows_loss_parts_scale_rate_and_recall(make_trainer):
         assert 1 <= log["logit_scale"] <= 100
         assert 0 <= log["image_to_text_recall@1"] <= 1 and 0 <= log["text_to_image_recall@1"] <= 1
         assert log["learning_rate"] <= 5e-4 and log["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_augmented_views_enter_the_training_loss_and_no_evaluation(make_trainer, chunk_size):
+    trainer = make_trainer(turned_and_numbered, gradient_cache_chunk_size=chunk_size)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    for log in logs:
+        contrastive_loss = (log["contrastive_loss"] + log["inmodal_contrastive_loss"]) / 2
+        cyclic_loss = log["inmodal_cyclic_loss"] + log["crossmodal_cyclic_loss"]
+        assert log["loss"] == pytest.approx(contrastive_loss + 0.25 * cyclic_loss, rel=1e-5)
+    assert len(logs) == 2
+    metrics = trainer.evaluate()
+    assert "eval_contrastive_loss" in metrics and "eval_inmodal_contrastive_loss" not in metrics
+
+
+def test_augmented_views_are_the_same_for_any_number_of_workers(make_trainer):
+    batches = [
+        list(make_trainer(turned_and_numbered, dataloader_num_workers=workers).get_train_dataloader())
+        for workers in (0, 2)
+    ]
+    for alone, with_workers in zip(*batches, strict=True):
+        assert alone["augmented_input_ids"].shape == alone["input_ids"].shape
+        assert not torch.equal(alone["augmented_input_ids"], alone["input_ids"])
+        for name in ("augmented_input_ids", "augmented_attention_mask", "augmented_pixel_values", "pixel_values"):
+            assert torch.equal(alone[name], with_workers[name])
 
 
 def test_training_lowers_the_loss(make_trainer):
@@ -59,9 +91,9 @@ def test_evaluation_reports_means_over_pairs_of_the_loss_and_its_parts(make_trai
     for start in (0, 12, 24):  # the last batch holds 8 pairs
         rows = [pairs[index] for index in range(start, min(start + 12, 32))]
         output = model(**trainer.data_collator(rows))
-        parts = cyclip_loss(output.image_embeds, output.text_embeds, output.logit_scale)._asdict()
-        for name, value in parts.items():
-            expected[name] += len(rows) / 32 * value.item()
+        parts = cyclip_loss(output.image_embeds, output.text_embeds, output.logit_scale)
+        for name in expected:
+            expected[name] += len(rows) / 32 * getattr(parts, name).item()
     for name, value in expected.items():
         assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-5)
 

@@ -37,6 +37,7 @@ def test_wrong_recipes_are_refused(tmp_path, capsys, content, message):
         (["--model_size", "nano", "--train_file", "a.csv", "--learning_rat", "1"], "learning_rat"),
         (["--train_file", "a.csv"], "--model_name_or_path"),
         (["--model_size", "nano"], "--dataset_name"),
+        (["--model_size", "nano", "--train_file", "a.csv", "--synonyms", "b.txt"], "--inmodal_contrastive"),
         (["--model_size", "nano", "--train_file", "a.csv", "--gradient_accumulation_steps", "2"], "gradient_cache"),
     ],
 )

@@ -1,6 +1,7 @@
 """The script as its user runs it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,9 +67,23 @@ def test_goes_on_from_its_own_checkpoint(train_file, tmp_path):
     assert CyCLIPModel.from_pretrained(tmp_path / "b").config.inmodal_cyclic_weight == 0
 
 
+def test_augmented_views_are_the_same_whether_or_not_the_run_is_resumed(train_file, tmp_path):
+    arguments = [*SMALL, "--train_file", train_file, "--inmodal_contrastive", "--max_steps", 6, "--logging_steps", 1,
+                 "--save_steps", 5, "--dataloader_num_workers", 1, "--output_dir", tmp_path / "out"]  # fmt: skip
+    histories = []
+    for resume in ([], ["--resume_from_checkpoint"]):
+        result = run(*arguments, *resume)
+        assert result.returncode == 0, result.stderr[-3000:]
+        log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"][-2]
+        histories.append([log["step"], log["loss"], log["inmodal_contrastive_loss"]])
+        shutil.rmtree(tmp_path / "out" / "checkpoint-6")
+    assert histories[0] == histories[1] and histories[0][0] == 6
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--inmodal_contrastive", "--synonyms", "nowhere.txt"], "error: The synonyms nowhere.txt cannot be read"),
         (["--caption_column", "text"], "error: There is no column 'text'"),
         (["--vocab_size", "100"], "error: A byte-level vocabulary needs"),
         (["--per_device_train_batch_size", "64"], "fewer than one batch of 64"),
