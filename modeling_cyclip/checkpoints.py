@@ -1,6 +1,7 @@
 """When a checkpoint is complete, and which one to go on from."""
 
 import re
+import shutil
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -34,12 +35,27 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     Returns:
         `str`: its folder, or `None` where there is none.
     """
+    for path in _newest_first(output_dir):
+        if _is_complete(path):
+            return str(path)
+        logger.warning(f"{path} was cut off while being written and is passed over.")
+    return None
+
+
+def remove_incomplete(output_dir: str | Path) -> None:
+    """Deletes the checkpoints that were cut off: counted among the newest, they would push out complete ones."""
+    for path in _newest_first(output_dir):
+        if not _is_complete(path):
+            shutil.rmtree(path)
+
+
+def _newest_first(output_dir: str | Path) -> list[Path]:
     found = []
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name):
             found.append((int(match[1]), path))
-    for _, path in sorted(found, reverse=True):
-        if (path / COMPLETE_MARKER).is_file():
-            return str(path)
-        logger.warning(f"{path} was cut off while being written and is passed over.")
-    return None
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    return (checkpoint / COMPLETE_MARKER).is_file()

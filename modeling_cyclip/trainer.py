@@ -14,7 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, ro
 from transformers.utils import is_datasets_available, logging
 
 from .blockwise import in_batch_recall
-from .checkpoints import mark_complete, mark_incomplete
+from .broken_images import BrokenImages
+from .checkpoints import mark_complete, mark_incomplete, remove_incomplete
 from .data_collator import CyCLIPDataCollator
 from .extra_metrics import ExtraMetricsMixin
 from .gradient_cache import cached_step
@@ -48,7 +49,8 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
     The log of a step shows the loss, its three parts (unweighted, averaged since the last log), `logit_scale` (the
     multiplier), the learning rate, and of the last batch the image-to-text and text-to-image recall@1, the mean pairwise
     cosine of images and of captions, and the share of repeated captions. Signs in it that the training goes wrong are
-    warned of, once. An evaluation reports `eval_loss` and its parts.
+    warned of, once. `broken_images` counts the rows left out so far, each of which is named by a warning. An evaluation
+    reports `eval_loss` and its parts.
 
     Args:
         model ([`CyCLIPModel`]):
@@ -144,7 +146,8 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         )
         if train_dataset is not None and not isinstance(train_dataset, IterableDataset):
             self._train_sampler = self._make_train_sampler()
-        self.broken_images: dict[int, str] = {}
+        self.broken_images = BrokenImages("training")
+        self._broken_images_by_evaluation: dict[str, BrokenImages] = {}
         self._train_parts = WeightedMean()
 
     def get_train_dataloader(self) -> DataLoader:
@@ -277,12 +280,9 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         # What the samples tell the Trainer is no input of the model.
-        broken_images = inputs.pop("broken_images", {})
+        account = self.broken_images if self.model.training else self._broken_eval_images
+        account.meet(inputs.pop("broken_images", {}))
         self._sample_index = inputs.pop("sample_index", None)
-        for index, reason in broken_images.items():
-            if index not in self.broken_images:
-                logger.warning(f"Row {index} is left out, its image cannot be read: {reason}")
-        self.broken_images.update(broken_images)
         return super()._prepare_inputs(inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -294,6 +294,9 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             logs["image_to_text_recall@1"] = image_to_text.item()
             logs["text_to_image_recall@1"] = text_to_image.item()
             logs.update(batch_statistics(*embeds, captions))
+        if "loss" in logs or "train_loss" in logs:
+            self.broken_images.report()
+            logs["broken_images"] = len(self.broken_images)
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
@@ -310,11 +313,19 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+        # torch and safetensors raise nearly anything when a disk is full.
+        except Exception as error:
+            raise RuntimeError(
+                f"{checkpoint} could not be written to its end; older ones are whole. With space on the disk, "
+                "--resume_from_checkpoint goes on from the newest of them."
+            ) from error
         finally:
             self.args.save_total_limit = save_total_limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(checkpoint)
+            if save_total_limit is not None:
+                remove_incomplete(run_dir)
             rotate_checkpoints(run_dir, save_total_limit, self.state.best_model_checkpoint)
 
     def evaluation_loop(
@@ -325,9 +336,13 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
+        self._broken_eval_images = self._broken_images_by_evaluation.setdefault(
+            metric_key_prefix, BrokenImages(metric_key_prefix)
+        )
         self._eval_parts = WeightedMean()
         self._eval_rows_seen: set[int] = set()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        self._broken_eval_images.report()
         # transformers averages batches as if all were full; these are means over pairs.
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_parts.drain().items()})
         return output

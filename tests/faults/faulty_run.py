@@ -1,0 +1,58 @@
+"""run_cyclip.py, struck by a fault: `python faulty_run.py FAULT ARGUMENTS`."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import transformers.modeling_utils
+
+from modeling_cyclip import CyCLIPModel, CyCLIPTrainer
+from modeling_cyclip.samples import CaptionedSamples, SampleCollator
+from training.run_cyclip import main
+
+
+def kill_at_call(number: int, owner: object, name: str, last_act: Callable | None = None) -> None:
+    """Kills the process that calls a function for the `number`-th time, after a last act given the call's arguments."""
+    function, calls = getattr(owner, name), 0
+
+    def struck(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls < number:
+            return function(*args, **kwargs)
+        if last_act is not None:
+            last_act(function, *args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, struck)
+
+
+def write_half(save_file: Callable, tensors: dict, path: str, **kwargs) -> None:
+    save_file(tensors, path, **kwargs)
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def print_rows_read() -> None:
+    collate = SampleCollator.__call__
+
+    def printing(self, samples):
+        print("read", *(sample["index"] for sample in samples))
+        return collate(self, samples)
+
+    SampleCollator.__call__ = printing
+
+
+FAULTS = {
+    "none, rows read are printed": print_rows_read,
+    "killed in the 4th forward pass": lambda: kill_at_call(4, CyCLIPModel, "get_text_features"),
+    "killed in the model's file": lambda: kill_at_call(1, transformers.modeling_utils, "safe_save_file", write_half),
+    "killed before the optimizer's file": lambda: kill_at_call(1, CyCLIPTrainer, "_save_optimizer_and_scheduler"),
+    # The method is called in the data workers alone.
+    "data worker killed": lambda: kill_at_call(2, CaptionedSamples, "__getitems__"),
+}
+
+
+if __name__ == "__main__":
+    FAULTS[sys.argv[1]]()
+    main(sys.argv[2:])
