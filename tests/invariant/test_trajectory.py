@@ -41,7 +41,10 @@ def test_killed_and_resumed_is_the_same_training_bit_for_bit(train_file, tmp_pat
     whole = command(train_file, tmp_path / "whole", processes, arguments)
     interrupted = command(train_file, tmp_path / "interrupted", processes, arguments)
     run(whole)
-    run_killed(interrupted, tmp_path / "interrupted" / "checkpoint-4")
+    checkpoint = tmp_path / "interrupted" / "checkpoint-4"
+    run_killed(interrupted, checkpoint)
+    # Each process keeps its random state.
+    assert len(list(checkpoint.glob("rng_state*.pth"))) == processes
 
     run([*interrupted, "--resume_from_checkpoint"])
 

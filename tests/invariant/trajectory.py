@@ -7,12 +7,13 @@ records it anew in trajectory.json, after a change that is meant to change the t
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from tests.conftest import COLOURS, coloured_image
 
@@ -78,15 +79,18 @@ def run(command: list[str]) -> None:
 
 def run_killed(command: list[str], checkpoint: Path) -> None:
     """Runs until the checkpoint is complete, then kills all processes at once."""
-    process = subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     deadline = time.monotonic() + 120
     while not (checkpoint / "complete").exists():
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before its checkpoint"
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    # Not the process group: torchrun starts its workers in sessions of their own.
+    launcher = psutil.Process(process.pid)
+    killed = [launcher, *launcher.children(recursive=True)]
+    for each in killed:
+        each.kill()
     process.wait()
+    psutil.wait_procs(killed)
 
 
 def environment() -> dict[str, str]:
