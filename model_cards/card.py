@@ -36,8 +36,8 @@ WIDGET = [
     }
 ]
 LOGGED = (
-    "loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss", "logit_scale", "image_to_text_recall@1",
-    "text_to_image_recall@1",
+    "loss", "contrastive_loss", "inmodal_contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss",
+    "logit_scale", "image_to_text_recall@1", "text_to_image_recall@1",
 )  # fmt: skip
 DATA = ("dataset_name", "train_file", "train_shards")
 EVALUATED = ("eval_loss", "eval_contrastive_loss", "eval_inmodal_cyclic_loss", "eval_crossmodal_cyclic_loss")

@@ -10,9 +10,10 @@ PARTS = {
     "contrastive_loss": "contrastive",
     "inmodal_cyclic_loss": "in-modal, unweighted",
     "crossmodal_cyclic_loss": "cross-modal, unweighted",
+    "inmodal_contrastive_loss": "in-modal contrastive",
 }
 RECALLS = {"image_to_text_recall@1": "image to text", "text_to_image_recall@1": "text to image"}
-COLOURS = ("black", "#2a6fbb", "#c0622d", "#2e8b57")
+COLOURS = ("black", "#2a6fbb", "#c0622d", "#2e8b57", "#8a4fa3")
 
 
 def draw_training_curve(log_history: list[dict], path: Path) -> bool:

@@ -38,6 +38,14 @@ def test_says_what_the_run_was(run_folder, results):
     assert (run_folder / "plots" / "training_curve.png").stat().st_size > 10_000
 
 
+def test_says_that_half_of_the_contrastive_loss_was_in_modal_where_it_was(run_folder):
+    assert "was in-modal" not in make_card(run_folder, "tester/vit").text
+    run = json.loads((run_folder / "run.json").read_text())
+    run["data"]["inmodal_contrastive"] = True
+    (run_folder / "run.json").write_text(json.dumps(run))
+    assert "Half of the contrastive loss was in-modal" in make_card(run_folder, "tester/vit").text
+
+
 def test_states_no_number_that_no_file_holds(run_folder, results):
     evaluation = read_results(results, [str(run_folder)])
     text = make_card(run_folder, "tester/vit", evaluation.figures).text
