@@ -1,4 +1,4 @@
-"""A Hub on loopback: as much of the Hub's HTTP API as huggingface_hub and transformers use for models, in memory."""
+"""A Hub on loopback: as much of the Hub's HTTP API as huggingface_hub and transformers use for models and Spaces, in memory."""
 
 import base64
 import hashlib
@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,59 +16,11 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from tests.hub_repository import Blob, HubError, Repo
+
 
 USER, TOKEN = "tester", "hf_loopback"
 GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*tfevents* filter=lfs diff=lfs merge=lfs -text\n"
-
-
-class HubError(Exception):
-    """An answer that is an error: its status, the Hub's code for it, and what to say."""
-
-    def __init__(self, status: int, message: str, code: str | None = None):
-        super().__init__(message)
-        self.status, self.code = status, code
-
-
-@dataclass(frozen=True)
-class Blob:
-    content: bytes
-    is_lfs: bool
-
-    @property
-    def oid(self) -> str:
-        """What the Hub compares files by, and gives as ETag: SHA-256 of large files, git's hash of others."""
-        return hashlib.sha256(self.content).hexdigest() if self.is_lfs else self.git_oid
-
-    @property
-    def git_oid(self) -> str:
-        content = self.content
-        if self.is_lfs:
-            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.oid}\nsize {len(content)}\n"
-            content = pointer.encode()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-@dataclass
-class Repo:
-    is_private: bool
-    branches: dict[str, str] = field(default_factory=dict)
-    commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
-    log: list[str] = field(default_factory=list)
-
-    def commit(self, branch: str, files: dict[str, Blob], summary: str) -> str:
-        """All files at once: the branch moves when everything is there, or not at all."""
-        listing = [self.branches.get(branch), summary, sorted((path, blob.oid) for path, blob in files.items())]
-        sha = hashlib.sha1(json.dumps(listing).encode()).hexdigest()
-        self.commits[sha] = files
-        self.branches[branch] = sha
-        self.log.append(summary)
-        return sha
-
-    def resolve(self, revision: str) -> str:
-        sha = self.branches.get(revision, revision)
-        if sha not in self.commits:
-            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return sha
 
 
 @dataclass
@@ -96,7 +48,10 @@ class Fault:
 
 
 class Hub:
-    """The state of the Hub, and the server in a thread of its own. `requests` lists method and path of all requests."""
+    """
+    The state of the Hub, and the server in a thread of its own. `requests` lists method and path of all requests. A Space
+    is called `spaces/user/name`.
+    """
 
     def __init__(self):
         self.repos: dict[str, Repo] = {}
@@ -145,19 +100,24 @@ class Hub:
         }
 
     def create_repo(self, user: str | None, query: dict) -> dict:
-        repo_id = f"{query.get('organization') or self.whoami(user)['name']}/{query['name']}"
+        is_space = query.get("type") == "space"
+        repo_id = f"{'spaces/' * is_space}{query.get('organization') or self.whoami(user)['name']}/{query['name']}"
         self.check_write(user, repo_id)
         answer = {"url": f"{self.url}/{repo_id}", "name": repo_id}
         if repo_id in self.repos:
-            raise HubError(409, json.dumps({"error": "You already created this model repo", **answer}))
+            raise HubError(409, json.dumps({"error": "You already created this repo", **answer}))
         self.repos[repo_id] = Repo(is_private=query.get("visibility") == "private" or bool(query.get("private")))
-        self.repos[repo_id].commit("main", {".gitattributes": Blob(GITATTRIBUTES, False)}, "initial commit")
+        files = {".gitattributes": GITATTRIBUTES}
+        if is_space:
+            files["README.md"] = f"---\ntitle: {query['name']}\nsdk: {query['sdk']}\n---\n".encode()
+        files = {path: Blob(content, False) for path, content in files.items()}
+        self.repos[repo_id].commit("main", files, "initial commit")
         return answer
 
     def check_write(self, user: str | None, repo_id: str) -> None:
         if user is None:
             raise HubError(401, "Invalid username or password.")
-        if not repo_id.startswith(f"{user}/"):
+        if not repo_id.removeprefix("spaces/").startswith(f"{user}/"):
             raise HubError(403, f"You don't have the rights to write to {repo_id}")
 
     def readable(self, user: str | None, repo_id: str) -> Repo:
@@ -256,10 +216,11 @@ class Hub:
         if match := re.fullmatch(r"/(.+?/.+?)\.git/info/lfs/objects/batch", path):
             self.check_write(user, match[1])
             return self.lfs_batch(query["objects"])
-        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([\w-]+))?(?:/([^/]+))?(?:/(.+))?", path)
+        match = re.fullmatch(r"/api/(models|spaces)/([^/]+/[^/]+)(?:/([\w-]+))?(?:/([^/]+))?(?:/(.+))?", path)
         if match is None:
             raise HubError(404, f"Nothing answers {method} {path} here")
-        repo_id, verb, *rest = match.groups()
+        kind, repo_id, verb, *rest = match.groups()
+        repo_id = f"spaces/{repo_id}" if kind == "spaces" else repo_id
         revision, folder = (unquote(part or "") for part in rest)
         repo = self.readable(user, repo_id)
         if method == "POST":
@@ -306,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.fault == "error":
                 raise HubError(500, "Internal error, as the test wants it")
             user = self.user()
-            if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            if match := re.fullmatch(r"/((?:spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 return self.send_file(user, match[1], *map(unquote, match.groups()[1:]))
             content = json.dumps(self.hub.answer(user, self.command, path, body)).encode()
         except HubError as error:

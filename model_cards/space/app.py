@@ -1,0 +1,177 @@
+"""Try a CLIP checkpoint in the browser: what text space and image space say of a picture, and search by text.
+
+As a Space, it opens the checkpoint that checkpoint.json names and the images in images/. On a machine of your own:
+
+python app.py --model user/name --images FOLDER
+"""
+
+import argparse
+import json
+from collections import Counter
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+from answers import agree, majority, most_similar, zero_shot
+from checkpoint import Checkpoint, ReferenceImages, embed_folder
+from image_folder import open_image
+
+
+HERE = Path(__file__).parent
+CHECKPOINT = HERE / "checkpoint.json"  # in a Space: the arguments of Checkpoint
+FOUND = 24  # images that a search shows
+SHOWN_LABELS = 5
+
+# Fonts of the visitor's system: nothing is fetched from elsewhere.
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+CSS = """
+.answer .html-container {padding: 0}
+.verdict {border-radius: 8px; padding: 12px 16px; font-size: 1.1rem; color: #1f2937; background: #e5e7eb}
+.verdict.agree {background: #bbf7d0}
+.verdict.disagree {background: #fed7aa}
+.verdict b {color: inherit}
+.caption-label {max-width: 100% !important; left: 0; right: 0; text-align: center}
+"""
+
+
+def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks:
+    def classify(path: str | None, labels: str, sentence: str, count: int) -> tuple:
+        names = [name.strip() for name in labels.replace("\n", ",").split(",") if name.strip()]
+        names = list(dict.fromkeys(names))
+        if path is None or len(names) < 2:
+            missing = (
+                "Drop an image on the left." if path is None else "Type at least two labels, with commas between."
+            )
+            return verdict(missing), None, None, []
+        if "{}" not in sentence:
+            return verdict("The sentence needs {} where the label goes."), None, None, []
+        image_embed = checkpoint.embed_images([open_image(Path(path))])[0]
+        label_embeds = checkpoint.embed_texts([sentence.replace("{}", name) for name in names])
+        probabilities = dict(zip(names, zero_shot(image_embed, label_embeds, checkpoint.logit_scale), strict=True))
+        label = max(probabilities, key=probabilities.get)
+        if not has_images:
+            return verdict(f"Text space says {bold(label)}."), probabilities, None, []
+
+        neighbours = most_similar(image_embed, references.embeds, count)
+        classes = [references.classes[row] for row, _ in neighbours]
+        votes = {name: number / len(classes) for name, number in Counter(classes).items()}
+        images = [(references.paths[row], f"{references.classes[row]} · {cosine:.3f}") for row, cosine in neighbours]
+        return say_whether_they_agree(label, majority(classes), names), probabilities, votes, images
+
+    def search(text: str) -> list[tuple[Path, str]]:
+        if not text.strip():
+            return []
+        found = most_similar(checkpoint.embed_texts([text])[0], references.embeds, FOUND)
+        return [
+            (references.paths[row], f"{rank}. {references.classes[row]} · {cosine:.3f}")
+            for rank, (row, cosine) in enumerate(found, start=1)
+        ]
+
+    has_images = bool(references.paths)
+    with gr.Blocks(title=f"Try {checkpoint.name}", analytics_enabled=False) as page:
+        gr.Markdown(
+            f"# Try {checkpoint.name}\n"
+            "This model places images and texts in one space. So a picture can be classified twice: in **text space** by the "
+            "nearest label, and in **image space** by the class of the nearest images. How often the two agree is what the "
+            "[CyCLIP paper](https://arxiv.org/abs/2205.14459) calls consistency."
+        )
+        with gr.Tab("Classify an image"), gr.Row():
+            with gr.Column(scale=2):
+                image = gr.Image(
+                    type="filepath", image_mode=None, label="Image", height=260, sources=["upload", "clipboard"]
+                )
+                labels = gr.Textbox(
+                    ", ".join(references.class_names), label="Labels", info="With commas between.", max_lines=4,
+                    placeholder="cat, dog, bird",
+                )  # fmt: skip
+                sentence = gr.Textbox(
+                    "a photo of a {}.", label="Sentence", info="What the model reads: {} stands for each label."
+                )
+                count = gr.Slider(1, 30, value=5, step=1, label="Nearest images that vote", visible=has_images)
+                button = gr.Button("Classify", variant="primary")
+            with gr.Column(scale=5):
+                answer = gr.HTML(verdict("Drop an image on the left."), elem_classes="answer")
+                with gr.Row():
+                    with gr.Column(min_width=280):
+                        gr.Markdown("### Text space: zero-shot\nProbability of each label.")
+                        by_text = gr.Label(label="Zero-shot", num_top_classes=SHOWN_LABELS)
+                    with gr.Column(min_width=280):
+                        gr.Markdown(f"### Image space: nearest images\n{describe(references)}")
+                        by_images = gr.Label(label="Votes", num_top_classes=SHOWN_LABELS, visible=has_images)
+                        gallery = gr.Gallery(
+                            label="Nearest images",
+                            show_label=False,
+                            columns=3,
+                            height=330,
+                            buttons=[],
+                            visible=has_images,
+                        )
+        with gr.Tab("Search images by text"):
+            gr.Markdown(describe(references))
+            query = gr.Textbox(
+                label="Text", placeholder="a photo of a dog in the snow", submit_btn="Search", visible=has_images
+            )
+            found = gr.Gallery(
+                label="Images found", show_label=False, columns=6, height="auto", buttons=[], visible=has_images
+            )
+
+        gr.on(
+            [button.click, image.change, labels.submit, sentence.submit, count.release],
+            classify,
+            [image, labels, sentence, count],
+            [answer, by_text, by_images, gallery],
+            api_name="classify",
+        )
+        query.submit(search, query, found, api_name="search")
+    return page
+
+
+def describe(references: ReferenceImages) -> str:
+    if not references.paths:
+        text = "There are no images to compare with: put some into `images/`, one folder a class (`images/dog/1.jpg`)."
+    else:
+        text = f"Of {len(references.paths):,} images in {len(references.class_names):,} classes; each with its cosine."
+    if references.broken:
+        text += f" Could not be opened: {', '.join(f'`{name}`' for name in references.broken)}."
+    return text
+
+
+def say_whether_they_agree(label: str, neighbours_class: str, labels: list[str]) -> str:
+    says = f"text space says {bold(label)}, image space {bold(neighbours_class)}"
+    return {
+        True: verdict(f"<b>They agree</b>: both spaces say {bold(label)}.", "agree"),
+        False: verdict(f"<b>They disagree</b>: {says}.", "disagree"),
+        None: verdict(f"<b>They cannot be compared</b>: {says}, which is none of the labels."),
+    }[agree(label, neighbours_class, labels)]
+
+
+def verdict(text: str, kind: str = "") -> str:
+    return f'<div class="verdict {kind}">{text}</div>'
+
+
+def bold(name: str) -> str:
+    return f"<b>{escape(name)}</b>"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Try a CLIP checkpoint in the browser.")
+    parser.add_argument(
+        "--model",
+        required=not CHECKPOINT.is_file(),
+        help="name on the Hub, or folder (default: what checkpoint.json says)",
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that the checkpoint brings")
+    parser.add_argument(
+        "--images", type=Path, default=HERE / "images", help="images to compare with, one subfolder a class"
+    )
+    args = parser.parse_args()
+    if args.model is None:
+        checkpoint = Checkpoint(**json.loads(CHECKPOINT.read_text()))
+    else:
+        checkpoint = Checkpoint(args.model, trust_remote_code=args.trust_remote_code)
+    page = build_page(checkpoint, embed_folder(args.images, checkpoint))
+    page.launch(theme=THEME, css=CSS, allowed_paths=[str(args.images)], footer_links=["gradio", "settings"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""A CLIP checkpoint that embeds images, texts and the folder of images that the page compares with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from image_folder import class_of, list_images, open_image
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModel, AutoProcessor
+
+
+class Checkpoint:
+    r"""
+    Any CLIP that transformers opens, on the GPU if there is one.
+
+    Args:
+        name (`str`):
+            Its name on the Hub, or its folder.
+        revision (`str`, *optional*):
+            Branch or commit on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run the code that the checkpoint brings, as one with a ResNet tower does.
+    """
+
+    def __init__(self, name: str, revision: str | None = None, trust_remote_code: bool = False):
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.name = name
+        self.model = AutoModel.from_pretrained(name, **options).eval()
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.processor = AutoProcessor.from_pretrained(name, **options)
+        self.logit_scale = self.model.logit_scale.exp().item()
+        self.max_length = self.model.config.text_config.max_position_embeddings
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit-norm embeddings `(num_images, dim)`, on the CPU."""
+        inputs = self.processor.image_processor(images, return_tensors="pt").to(self.model.device)
+        return F.normalize(self.model.get_image_features(**inputs).pooler_output.float(), dim=-1).cpu()
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit-norm embeddings `(num_texts, dim)`, on the CPU. What exceeds the model's context is cut."""
+        inputs = self.processor.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.model.device)
+        features = self.model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        return F.normalize(features.pooler_output.float(), dim=-1).cpu()
+
+
+@dataclass(frozen=True)
+class ReferenceImages:
+    r"""
+    The images of a folder, one subfolder a class.
+
+    Args:
+        paths (`list[Path]`):
+            Their files.
+        classes (`list[str]`):
+            Their classes.
+        embeds (`torch.Tensor` of shape `(num_images, dim)`):
+            Their unit-norm embeddings.
+        broken (`list[str]`):
+            Files that could not be opened.
+    """
+
+    paths: list[Path]
+    classes: list[str]
+    embeds: Tensor
+    broken: list[str]
+
+    @property
+    def class_names(self) -> list[str]:
+        return sorted(set(self.classes))
+
+
+def embed_folder(folder: Path, checkpoint: Checkpoint, batch_size: int = 32) -> ReferenceImages:
+    """Embeds all images in the subfolders of `folder`, which need not exist."""
+    paths, rows, batch, broken = [], [], [], []
+    files = list_images(folder)
+    for number, path in enumerate(files, start=1):
+        try:
+            batch.append(open_image(path))
+            paths.append(path)
+        except Exception:  # Pillow's decoders raise nearly anything on a damaged file
+            broken.append(path.relative_to(folder).as_posix())
+        if batch and (len(batch) == batch_size or number == len(files)):
+            rows.append(checkpoint.embed_images(batch))
+            batch = []
+    classes = [class_of(path, folder) for path in paths]
+    return ReferenceImages(paths, classes, torch.cat(rows) if rows else torch.empty(0, 0), broken)
