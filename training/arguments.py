@@ -58,6 +58,10 @@ class ModelArguments:
         default=False, metadata={"help": "Keep the vision tower and its projection as they are."}
     )
     freeze_text: bool = field(default=False, metadata={"help": "Keep the text tower and its projection as they are."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention by eager, sdpa or flash_attention_2 (default: transformers' choice, sdpa)."},
+    )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train adapters of this rank (LoRA) instead of the checkpoint's weights."}
     )

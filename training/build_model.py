@@ -66,10 +66,12 @@ def build_model_and_processor(args: ModelArguments, captions: Iterable[str]) -> 
             Read only where a tokenizer is trained.
 
     Raises:
-        `ValueError`: a size that does not exist, a tokenizer that does not fit the model, an adapter as checkpoint, or a
-        tower that takes no LoRA.
+        `ValueError`: a size or an attention that does not exist, a tokenizer that does not fit the model, an adapter as
+        checkpoint, or a tower that takes no LoRA.
     """
     model, processor = _build(args, captions)
+    if args.attn_implementation is not None:
+        model.set_attn_implementation(args.attn_implementation)
     if args.lora_rank is not None:
         from training.lora import add_lora
 

@@ -80,6 +80,16 @@ def test_resnet_configuration_from_a_file(tmp_path):
     assert model.config.vision_config.embedding_size == 8 and model.config.crossmodal_cyclic_weight == 0
 
 
+@pytest.mark.parametrize("model_size", ["nano", "rn50"])
+def test_both_towers_attend_as_they_are_told(model_size):
+    model, _ = build(model_size=model_size, image_size=32, attn_implementation="eager")
+    for tower in (model.vision_model, model.text_model):
+        assert tower.config._attn_implementation == "eager"
+    assert "attn_implementation" not in str(model.config.to_dict())
+    with pytest.raises(ValueError, match="fast"):
+        build(model_size=model_size, image_size=32, attn_implementation="fast")
+
+
 @pytest.mark.parametrize("tower, projection", [("vision", "visual"), ("text", "text")])
 def test_frozen_towers_have_no_gradient_and_stay_in_evaluation_mode(config, tmp_path, tower, projection):
     config.save_pretrained(tmp_path)
