@@ -47,6 +47,11 @@ def test_healthy_logs_say_nothing(said):
     assert said == []
 
 
+def test_the_contrastive_term_of_augmented_views_is_no_cyclic_one(said):
+    feed([{**HEALTHY, "inmodal_contrastive_loss": 4.6, "loss": (3.0 + 4.6) / 2 + 2.4}] * 50)
+    assert said == []
+
+
 @pytest.mark.parametrize("sign, change, words", BAD)
 def test_each_sign_is_said_once_and_only_it(said, sign, change, words):
     feed([HEALTHY] + [{**HEALTHY, **change}] * 20)
