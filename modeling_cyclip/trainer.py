@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
-from transformers.utils import is_datasets_available, logging
+from transformers.utils import logging
 
 from .blockwise import in_batch_recall
 from .broken_images import BrokenImages
@@ -31,9 +31,8 @@ from .optimizer import decay_parameter_names, set_tower_learning_rates
 from .publishing import PublishingMixin
 from .sampler import EpochSampler
 from .samples import Augment, CaptionedSamples, SampleCollator
-from .shard_sampler import ShardSampler, UniqueCaptionShardSampler
+from .train_sampler import make_train_sampler
 from .training_args import CyCLIPTrainingArguments
-from .unique_captions import UniqueCaptionSampler
 from .weighted_mean import WeightedMean
 
 
@@ -145,7 +144,12 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             **kwargs,
         )
         if train_dataset is not None and not isinstance(train_dataset, IterableDataset):
-            self._train_sampler = self._make_train_sampler()
+            self._train_sampler = make_train_sampler(
+                train_dataset,
+                self._train_batch_size * args.world_size,
+                self._data_seed(),
+                no_duplicate_captions=args.no_duplicate_captions,
+            )
         self.broken_images = BrokenImages("training")
         self._broken_images_by_evaluation: dict[str, BrokenImages] = {}
         self._train_parts = WeightedMean()
@@ -164,34 +168,6 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
         """The sampler of [`CaptionedSamples`]; made once, since it may have to read all captions."""
         return self._train_sampler
-
-    def _make_train_sampler(self) -> EpochSampler:
-        global_batch_size = self._train_batch_size * self.args.world_size
-        options = global_batch_size, self._data_seed()
-        is_table = _is_table(self.train_dataset)
-        in_shards = is_table and "shard" in self.train_dataset.column_names
-        if in_shards:
-            shards = self.train_dataset.with_format("numpy", columns=["shard"])[:]["shard"]
-            sampler = ShardSampler(shards, *options)
-        else:
-            sampler = EpochSampler(len(self.train_dataset), *options)
-        if not self.args.no_duplicate_captions or not is_table:
-            return sampler
-        captions = self.train_dataset["caption"]
-        unique = (
-            UniqueCaptionShardSampler(captions, shards, *options)
-            if in_shards
-            else UniqueCaptionSampler(captions, *options)
-        )
-        if len(unique) < len(sampler) // 2:
-            logger.warning(
-                f"The data has too few different captions for batches of {global_batch_size} without repeats: equal "
-                "captions will meet in a batch and count as negatives of each other (--no_duplicate_captions is off)."
-            )
-            return sampler
-        if len(unique) < len(sampler):
-            logger.info(f"{len(sampler) - len(unique)} pairs sit out each epoch so that no batch repeats a caption.")
-        return unique
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         if isinstance(eval_dataset, str):
@@ -375,15 +351,6 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         parts = self.model.compute_loss(image_embeds, text_embeds, outputs.logit_scale)
         self._eval_parts.add(parts._asdict(), weight=len(image_embeds))
         return parts.loss, None, None
-
-
-def _is_table(dataset: Dataset) -> bool:
-    """Whether a column can be read without reading the others."""
-    if not is_datasets_available():
-        return False
-    import datasets
-
-    return isinstance(dataset, datasets.Dataset)
 
 
 def _check_processes(args: CyCLIPTrainingArguments) -> None:

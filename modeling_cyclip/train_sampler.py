@@ -1,0 +1,64 @@
+"""Which of the samplers a training set calls for."""
+
+from torch.utils.data import Dataset
+from transformers.utils import is_datasets_available, logging
+
+from .sampler import EpochSampler
+from .shard_sampler import ShardSampler, UniqueCaptionShardSampler
+from .unique_captions import UniqueCaptionSampler
+
+
+logger = logging.get_logger(__name__)
+
+
+def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicate_captions: bool) -> EpochSampler:
+    r"""
+    Args:
+        dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
+            The training set. A table with a column `shard` is read from few shards at a time.
+        batch_size (`int`):
+            Pairs of a whole step, over all processes.
+        seed (`int`):
+            Seed of the order.
+        no_duplicate_captions (`bool`):
+            Whether to keep two samples with the same caption out of one batch, where the set is a table and has enough
+            different captions.
+
+    Returns:
+        [`EpochSampler`]
+
+    Raises:
+        `ValueError`: a dataset that does not fill one batch.
+    """
+    is_table = _is_table(dataset)
+    in_shards = is_table and "shard" in dataset.column_names
+    if in_shards:
+        shards = dataset.with_format("numpy", columns=["shard"])[:]["shard"]
+        sampler = ShardSampler(shards, batch_size, seed)
+    else:
+        sampler = EpochSampler(len(dataset), batch_size, seed)
+    if not no_duplicate_captions or not is_table:
+        return sampler
+    captions = dataset["caption"]
+    if in_shards:
+        unique = UniqueCaptionShardSampler(captions, shards, batch_size, seed)
+    else:
+        unique = UniqueCaptionSampler(captions, batch_size, seed)
+    if len(unique) < len(sampler) // 2:
+        logger.warning(
+            f"The data has too few different captions for batches of {batch_size} without repeats: equal captions will "
+            "meet in a batch and count as negatives of each other (--no_duplicate_captions is off)."
+        )
+        return sampler
+    if len(unique) < len(sampler):
+        logger.info(f"{len(sampler) - len(unique)} pairs sit out each epoch so that no batch repeats a caption.")
+    return unique
+
+
+def _is_table(dataset: Dataset) -> bool:
+    """Whether a column can be read without reading the others."""
+    if not is_datasets_available():
+        return False
+    import datasets
+
+    return isinstance(dataset, datasets.Dataset)
