@@ -50,8 +50,9 @@ class CyCLIPTrainingArguments(TrainingArguments):
     hub_strategy: HubStrategy | str = field(
         default="end",
         metadata={
-            "help": "With --push_to_hub: end publishes the finished model; every_save, checkpoint and all_checkpoints "
-            "upload unfinished ones too, as transformers does."
+            "help": "With --push_to_hub: end publishes the finished model and no pickles; every_save, checkpoint and "
+            "all_checkpoints also upload the whole output folder at every save, as transformers does, with the pickle "
+            "training_args.bin and, the last two, optimizer states."
         },
     )
     remove_unused_columns: bool = field(
