@@ -16,7 +16,8 @@ class PublishingMixin:
             Writes the card of the model, given the output folder and what the model is called.
         publish (`Callable`, *optional*):
             Publishes the output folder, given its path and the repository, with `commit_message`, `private`, `revision`
-            and `token`.
+            and `token`. A `hub_strategy` other than `end` still uploads the whole folder at every save besides, as
+            transformers does.
     """
 
     write_model_card: Callable[[str, str], None] | None = None

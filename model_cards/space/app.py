@@ -30,7 +30,7 @@ CSS = """
 .verdict.agree {background: #bbf7d0}
 .verdict.disagree {background: #fed7aa}
 .verdict b {color: inherit}
-.caption-label {max-width: 100% !important; left: 0; right: 0; text-align: center}
+.caption-label {max-width: 100% !important; left: 0; right: 0; text-align: center; white-space: normal !important}
 """
 
 
