@@ -1,0 +1,128 @@
+"""Measures the trained checkpoints of a comparison by the protocols of evaluation/, and keeps the score of every test item."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import HfArgumentParser
+
+from evaluation.arguments import DataArguments, EvaluationArguments
+from evaluation.encoder import Encoder, load_checkpoint
+from evaluation.intervals import Measure
+from evaluation.run_evaluation import EvaluationData, embed_all, load_data, run_protocols
+from evaluation.suite import EmbeddedSet, Figures, Protocol, choose_protocols, embed
+from training.comparison.arguments import ComparisonArguments
+from training.comparison.runs import Run
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    r"""
+    One of the measurements that every checkpoint goes through.
+
+    Args:
+        name (`str`):
+            What the report calls it.
+        arguments (`dict`):
+            Arguments of run_evaluation.py.
+        args ([`EvaluationArguments`]):
+            The same, parsed.
+        data ([`EvaluationData`]):
+            Test set, reference images and shifts.
+        protocols (`dict[str, Protocol]`):
+            Protocols by name.
+    """
+
+    name: str
+    arguments: dict
+    args: EvaluationArguments
+    data: EvaluationData
+    protocols: dict[str, Protocol]
+
+
+def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
+    r"""
+    Opens all that is measured, before anything is trained.
+
+    Raises:
+        `ValueError`: arguments that run_evaluation.py would not take, or data that cannot be opened.
+    """
+    evaluations = []
+    for name, arguments in args.evaluations.items():
+        if not isinstance(arguments, dict):
+            raise ValueError(f"The evaluation {name} must map arguments of run_evaluation.py to values.")
+        arguments = {**arguments, "center": args.center}
+        parser = HfArgumentParser((DataArguments, EvaluationArguments))
+        try:
+            data_args, evaluation_args = parser.parse_dict({**arguments, "model_name_or_path": "", "output_dir": ""})
+            data = load_data(data_args, evaluation_args.baseline_points)
+            protocols = choose_protocols(evaluation_args.tasks, data.test, data.train, data.shifts)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"evaluation {name}: {error}") from error
+        evaluations.append(Evaluation(name, arguments, evaluation_args, data, protocols))
+    return evaluations
+
+
+def measure(run: Run, evaluation: Evaluation) -> dict[str, Figures]:
+    """Figures by protocol; those that are means over test items with the score of every item. Measured once and kept."""
+    path = run.folder / "evaluation" / f"{evaluation.name}.safetensors"
+    said = json.dumps(evaluation.arguments, sort_keys=True)
+    if path.is_file() and (kept := _read(path, said)) is not None:
+        return kept
+    evaluation.args.output_dir = str(path.parent)
+    sets = embed_all(str(run.folder), evaluation.data, evaluation.args, PartialState())
+    results = run_protocols(evaluation.protocols, sets, evaluation.args.center)
+    _write(path, said, results)
+    return results
+
+
+def embeddings(run: Run, evaluation: Evaluation) -> EmbeddedSet:
+    """The test set as the run's checkpoint sees it, for pictures."""
+    args = evaluation.args
+    model, processor = load_checkpoint(str(run.folder), args.dtype, PartialState().device)
+    cache_dir = run.folder / "evaluation" / "embeddings"
+    encoder = Encoder(model, processor, cache_dir, args.batch_size, args.num_workers, PartialState())
+    return embed(evaluation.data.test, encoder)
+
+
+def _write(path: Path, arguments: str, results: dict[str, Figures]) -> None:
+    numbers: dict[str, dict[str, float | None]] = {}
+    tensors = {}
+    for task, figures in results.items():
+        numbers[task] = {}
+        for name, figure in figures.items():
+            numbers[task][name] = None
+            if not isinstance(figure, Measure):
+                numbers[task][name] = float(figure)
+                continue
+            tensors[f"{task}/{name}/scores"] = figure.scores.contiguous().cpu()
+            if figure.classes is not None:
+                tensors[f"{task}/{name}/classes"] = figure.classes.contiguous().cpu()
+    # safetensors refuses tensors that share memory, as the labels of several figures do.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, {"arguments": arguments, "figures": json.dumps(numbers)})
+    partial.replace(path)
+
+
+def _read(path: Path, arguments: str) -> dict[str, Figures] | None:
+    with safe_open(path, "pt") as file:
+        metadata, names = file.metadata(), set(file.keys())
+        if metadata["arguments"] != arguments:
+            return None
+
+        def figure(task: str, name: str, number: float | None) -> Measure | float:
+            if number is not None:
+                return number
+            classes = f"{task}/{name}/classes"
+            scores: torch.Tensor = file.get_tensor(f"{task}/{name}/scores")
+            return Measure(scores, file.get_tensor(classes) if classes in names else None)
+
+        return {
+            task: {name: figure(task, name, number) for name, number in figures.items()}
+            for task, figures in json.loads(metadata["figures"]).items()
+        }
