@@ -3,15 +3,14 @@ BIN := .venv/bin
 
 .PHONY: quickstart test lint format
 
-# Draws pictures, trains, measures on held-out combinations, and classifies one picture with plain transformers.
+# Draws pictures, trains CLIP and CyCLIP, classifies one picture with plain transformers, and compares both on held-out pairs.
 quickstart: .venv/installed
 	$(BIN)/python training/shapes.py outputs/quickstart/data
-	$(BIN)/python training/run_cyclip.py --config training/recipes/quickstart.yaml
-	$(BIN)/python evaluation/run_evaluation.py --model_name_or_path outputs/quickstart/model \
-	    --dataset outputs/quickstart/data/test --tasks zero_shot --output_dir outputs/quickstart/evaluation
+	$(BIN)/python training/run_comparison.py --config training/recipes/comparisons/quickstart.yaml
 	$(BIN)/python -I -c 'from transformers import pipeline; \
-	    print(pipeline("zero-shot-image-classification", model="outputs/quickstart/model")( \
+	    print(pipeline("zero-shot-image-classification", model="outputs/quickstart/comparison/runs/cyclip-seed0")( \
 	    "outputs/quickstart/data/example.png", candidate_labels=["blue circle", "red triangle", "green arrow"]))'
+	@sed -n '/^| measured/,/^$$/p' outputs/quickstart/comparison/report.md
 
 test: .venv/installed
 	$(BIN)/python -m pytest

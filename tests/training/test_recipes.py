@@ -1,17 +1,21 @@
 """Every recipe is a valid command line, every accelerate file a valid launch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from training.arguments import parse_arguments
+from training.arguments import parse_arguments, parse_with_config
 from training.build_model import MODEL_SIZES, RESNET_SIZE
+from training.comparison.arguments import ComparisonArguments
+from training.comparison.runs import plan_runs
 
 
 TRAINING = Path(__file__).parents[2] / "training"
 RECIPES = {path.stem: path for path in sorted((TRAINING / "recipes").glob("*.yaml"))}
+COMPARISONS = {path.stem: path for path in sorted((TRAINING / "recipes" / "comparisons").glob("*.yaml"))}
 LAUNCHES = {path.stem: path for path in sorted((TRAINING / "accelerate").glob("*.yaml"))}
 
 
@@ -20,6 +24,14 @@ def test_recipes_parse(name):
     model_args, _, training_args = parse_arguments(["--config", str(RECIPES[name]), "--use_cpu"])
     assert model_args.model_size in (*MODEL_SIZES, RESNET_SIZE, None)
     assert training_args.output_dir.startswith("outputs/")
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_comparisons_plan_their_trainings(name, monkeypatch):
+    monkeypatch.chdir(TRAINING.parent)
+    (args,) = parse_with_config((ComparisonArguments,), ["--config", str(COMPARISONS[name])], "")
+    runs = plan_runs(replace(args, overrides={**args.overrides, "use_cpu": True}, output_dir="outputs/untouched"))
+    assert {run.arm for run in runs} == set(args.arms)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +59,10 @@ def test_accelerate_reads_its_files(name, processes, machines, fsdp):
 
 
 def test_launch_lines_name_files_that_exist():
-    texts = [path.read_text() for path in (TRAINING / "README.md", *RECIPES.values(), *LAUNCHES.values())]
+    texts = [
+        path.read_text()
+        for path in (TRAINING / "README.md", *RECIPES.values(), *COMPARISONS.values(), *LAUNCHES.values())
+    ]
     named = {word for text in texts for word in text.split() if word.startswith(("training/", "evaluation/"))}
     assert named
     assert [word for word in named if not (TRAINING.parent / word).is_file()] == []

@@ -16,7 +16,7 @@ from evaluation.intervals import Measure
 from evaluation.run_evaluation import EvaluationData, embed_all, load_data, run_protocols
 from evaluation.suite import EmbeddedSet, Figures, Protocol, choose_protocols, embed
 from training.comparison.arguments import ComparisonArguments
-from training.comparison.runs import Run
+from training.comparison.runs import Run, slug
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
 
 def measure(run: Run, evaluation: Evaluation) -> dict[str, Figures]:
     """Figures by protocol; those that are means over test items with the score of every item. Measured once and kept."""
-    path = run.folder / "evaluation" / f"{evaluation.name}.safetensors"
+    path = run.folder / "evaluation" / f"{slug(evaluation.name)}.safetensors"
     said = json.dumps(evaluation.arguments, sort_keys=True)
     if path.is_file() and (kept := _read(path, said)) is not None:
         return kept

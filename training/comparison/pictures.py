@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from evaluation.plots import save
 from evaluation.suite import EmbeddedSet, first_captions
 from training.comparison import plots
-from training.comparison.comparison import describe_figure, main_figures
+from training.comparison.comparison import describe_figure, main_figures, swept_curves
 from training.comparison.measure import Evaluation, embeddings
-from training.comparison.runs import Run
+from training.comparison.runs import Run, slug
 
 
 MAX_ARMS_OF_EMBEDDINGS = 4
@@ -45,7 +46,7 @@ def draw_pictures(
     """
     folder = output_dir / "plots"
     if sweep_label is not None:
-        return _sweeps(folder, results, runs, sweep_label)
+        return _sweeps(folder, results, sweep_label)
     pictures = [
         (
             "The main figures; dots are seeds, lines one standard deviation over them.",
@@ -58,7 +59,7 @@ def draw_pictures(
     for evaluation in evaluations:
         for shifted in evaluation.data.shifts if "shift" in evaluation.protocols else ():
             scatter = plots.robustness(results["results"][evaluation.name]["shift"], shifted.name)
-            path = save(scatter, folder / f"robustness-{evaluation.name}-{Path(shifted.name).name}")
+            path = save(scatter, folder / f"robustness-{slug(evaluation.name)}-{slug(Path(shifted.name).name)}")
             pictures.append((f"Accuracy under shift against accuracy without, {shifted.name}.", path))
     return pictures + _of_embeddings(folder, runs, evaluations[0], plane_classes)
 
@@ -115,18 +116,12 @@ def _of_classes(embedded: EmbeddedSet, classes: list[int]) -> tuple[torch.Tensor
     return embedded.image_embeds[torch.cat(rows)], torch.cat(positions), embedded.class_embeds[classes]
 
 
-def _sweeps(folder: Path, results: dict, runs: list[Run], label: str) -> list[tuple[str, Path]]:
+def _sweeps(folder: Path, results: dict, label: str) -> list[tuple[str, Path]]:
     pictures = []
     for evaluation, tasks in results["results"].items():
         for task, name, by_arm in main_figures(tasks):
-            curves: dict[str, dict[float, dict]] = {}
-            lines: dict[str, dict] = {}
-            for run in runs:
-                if run.value is None:
-                    lines[run.arm] = by_arm[run.condition]
-                else:
-                    curves.setdefault(run.arm, {})[float(run.value)] = by_arm[run.condition]
             measured = describe_figure(evaluation, task, name)
-            path = save(plots.sweep(curves, lines, label, measured), folder / f"sweep-{len(pictures)}")
-            pictures.append((f"{measured}, by {label}.", path))
+            figure = Figure(figsize=(6, 4.2), layout="constrained")
+            plots.sweep(figure.subplots(), *swept_curves(results, by_arm), label, measured)
+            pictures.append((f"{measured}, by {label}.", save(figure, folder / f"sweep-{len(pictures)}")))
     return pictures

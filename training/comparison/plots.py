@@ -170,11 +170,13 @@ def robustness(shift: dict, shifted: str) -> Figure:
     return figure
 
 
-def sweep(curves: dict[str, dict[float, dict]], lines: dict[str, dict], label: str, measured: str) -> Figure:
+def sweep(axes: Axes, curves: dict[str, dict[float, dict]], lines: dict[str, dict], label: str, measured: str) -> None:
     r"""
-    A figure against what was swept; bars are one standard deviation over seeds.
+    Draws a figure against what was swept; bars are one standard deviation over seeds.
 
     Args:
+        axes (`Axes`):
+            Where.
         curves (`dict[str, dict[float, dict]]`):
             By arm and swept value, the entry of a results.json.
         lines (`dict[str, dict]`):
@@ -184,8 +186,6 @@ def sweep(curves: dict[str, dict[float, dict]], lines: dict[str, dict], label: s
         measured (`str`):
             What the figure is.
     """
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.subplots()
     for index, (arm, entry) in enumerate(lines.items()):
         mean, std = 100 * entry["mean"], 100 * (entry["std"] or 0)
         axes.axhline(mean, color=COLOURS[index], linestyle="--", linewidth=1.2, label=arm)
@@ -202,9 +202,8 @@ def sweep(curves: dict[str, dict[float, dict]], lines: dict[str, dict], label: s
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
     axes.set(xlabel=label, ylabel=f"{measured} (%)", ylim=(0, None))
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     _plain(axes, grid="both")
-    return figure
 
 
 def _plain(axes: Axes, grid: str | None = "y") -> None:

@@ -100,7 +100,7 @@ def plan_runs(args: ComparisonArguments) -> list[Run]:
             swept = [name for name in args.sweep_arguments if name not in overrides]
             for value in args.sweep_values if swept else [None]:
                 chosen = {**args.overrides, **dict.fromkeys(swept, value), **overrides}
-                folder = Path(args.output_dir, "runs", f"{_slug(arm)}{f'-{value}' if value else ''}-seed{seed}")
+                folder = Path(args.output_dir, "runs", f"{slug(arm)}{f'-{value}' if value else ''}-seed{seed}")
                 argv = ["--config", str(recipe), "--output_dir", str(folder), "--seed", str(seed)]
                 for name, setting in chosen.items():
                     settings = setting if isinstance(setting, list) else [setting]
@@ -113,7 +113,8 @@ def plan_runs(args: ComparisonArguments) -> list[Run]:
     return runs
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name that any file system takes."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
