@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -147,13 +148,20 @@ SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
-@contextmanager
-def opened_page(hub, repo_id: str, workplace: Path) -> Iterator:
-    """The Space as the Hub would run it: its files, plain transformers, no package of ours. Yields playwright's page."""
+@pytest.fixture
+def playwright():
+    """Playwright's API; skips where it, chromium or Gradio is absent."""
     pytest.importorskip("gradio")
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    api = pytest.importorskip("playwright.sync_api")
     if BROWSER is None:
         pytest.skip("no chromium")
+    api.expect.set_options(timeout=60_000)
+    return api
+
+
+@contextmanager
+def opened_page(playwright, hub, repo_id: str, workplace: Path) -> Iterator:
+    """The Space as the Hub would run it: its files, plain transformers, no package of ours. Yields playwright's page."""
     for path, content in hub.files(f"spaces/{repo_id}").items():
         (workplace / path).parent.mkdir(parents=True, exist_ok=True)
         (workplace / path).write_bytes(content)
@@ -173,9 +181,9 @@ def opened_page(hub, repo_id: str, workplace: Path) -> Iterator:
                 break
         else:
             pytest.fail("".join(lines))
-        with sync_playwright() as playwright:
+        with playwright.sync_playwright() as driver:
             # A profile of its own; HOME, since chromium writes there, too.
-            context = playwright.chromium.launch_persistent_context(
+            context = driver.chromium.launch_persistent_context(
                 workplace / "profile", executable_path=BROWSER, headless=True, args=SWITCHES,
                 env={**os.environ, "HOME": str(workplace)},
             )  # fmt: skip
@@ -194,17 +202,7 @@ def opened_page(hub, repo_id: str, workplace: Path) -> Iterator:
         app.wait()
 
 
-def upload(page, path: Path) -> None:
-    if page.get_by_label("Remove Image").count():
-        page.get_by_label("Remove Image").click()
-    page.locator("input[type=file]").first.set_input_files(path)
-
-
-def captions(page) -> list[str]:
-    return page.locator(".caption-label:visible").all_inner_texts()
-
-
-def test_page_answers_in_both_spaces_and_searches(hub, publish, run_folder, images, tmp_path):
+def test_page_answers_in_both_spaces_and_searches(playwright, hub, publish, run_folder, images, tmp_path):
     assert publish(run_folder, "tester/vit", "--with_space", "--space_images", images).returncode == 0
 
     # The answers, by plain transformers.
@@ -222,10 +220,9 @@ def test_page_answers_in_both_spaces_and_searches(hub, publish, run_folder, imag
     nearest = {path: files[row.topk(2).indices[1]] for path, row in zip(files, cosines, strict=True)}
     ranking = [files[row] for row in (outputs.text_embeds[4] @ outputs.image_embeds.T).argsort(descending=True)]
 
-    with opened_page(hub, "tester/vit", tmp_path / "space") as page:
-        from playwright.sync_api import expect
-
-        answer = page.locator(".verdict")
+    with opened_page(playwright, hub, "tester/vit", tmp_path / "space") as page:
+        expect = playwright.expect
+        answer, captions = page.locator(".verdict"), page.locator(".caption-label:visible")
         expect(page.get_by_label("Labels")).to_have_value("blue, green, red, yellow")
         expect(
             page.get_by_text("could not be opened").or_(page.get_by_text("Could not be opened")).first
@@ -235,15 +232,15 @@ def test_page_answers_in_both_spaces_and_searches(hub, publish, run_folder, imag
         by_agreement = {path.parent.name == label: path for path, label in labels.items()}
         assert len(by_agreement) == 2  # the model is right about some images and wrong about others
         for agrees, path in by_agreement.items():
-            upload(page, path)
+            page.get_by_test_id("file-upload").set_input_files(path)
             words = (
                 "They agree: both spaces say" if agrees else f"They disagree: text space says {labels[path]}, image"
             )
             expect(answer).to_contain_text(words)
             expect(answer).to_contain_text(path.parent.name)
-            shown = captions(page)
-            assert shown[0] == f"{path.parent.name} · 1.000" and len(shown) == 5
-            assert shown[1].startswith(nearest[path].parent.name)
+            expect(captions.first).to_have_text(f"{path.parent.name} · 1.000")
+            expect(captions).to_have_count(5)
+            expect(captions.nth(1)).to_contain_text(nearest[path].parent.name)
 
         page.get_by_label("Labels").fill("one, two")
         page.get_by_role("button", name="Classify").click()
@@ -255,20 +252,20 @@ def test_page_answers_in_both_spaces_and_searches(hub, publish, run_folder, imag
         page.get_by_role("tab", name="Search images by text").click()
         page.get_by_placeholder("a photo of a dog in the snow").fill("yellow")
         page.get_by_role("button", name="Search").click()
-        expect(page.locator(".caption-label:visible")).to_have_count(len(files))
-        expected = [f"{rank}. {path.parent.name}" for rank, path in enumerate(ranking, start=1)]
-        assert [caption.split(" · ")[0] for caption in captions(page)] == expected
+        ranks = [re.compile(rf"^{rank}\. {path.parent.name} ·") for rank, path in enumerate(ranking, start=1)]
+        expect(captions).to_have_text(ranks)
 
 
-def test_page_of_a_resnet_without_images_shows_the_zero_shot_answer_alone(hub, publish, resnet_folder, tmp_path):
+def test_page_of_a_resnet_without_images_shows_the_zero_shot_answer_alone(
+    playwright, hub, publish, resnet_folder, tmp_path
+):
     assert publish(resnet_folder, "tester/resnet", "--with_space").returncode == 0
     assert json.loads(hub.files("spaces/tester/resnet")["checkpoint.json"])["trust_remote_code"] is True
     coloured_image("red", size=32).save(tmp_path / "red.png")
-    with opened_page(hub, "tester/resnet", tmp_path / "space") as page:
-        from playwright.sync_api import expect
-
+    with opened_page(playwright, hub, "tester/resnet", tmp_path / "space") as page:
+        expect = playwright.expect
         expect(page.get_by_text("There are no images to compare with").first).to_be_visible()
         page.get_by_label("Labels").fill("red, <b>green</b>")
-        upload(page, tmp_path / "red.png")
+        page.get_by_test_id("file-upload").set_input_files(tmp_path / "red.png")
         expect(page.locator(".verdict")).to_contain_text("Text space says")
         expect(page.get_by_text("Votes")).to_have_count(0)
