@@ -60,6 +60,7 @@ def results(run_folder, tmp_path) -> Path:
 @pytest.fixture
 def run_folder(config: CyCLIPConfig, processor: CLIPProcessor, tmp_path) -> Path:
     """What run_cyclip.py leaves, with what must never be published beside it."""
+    torch.manual_seed(0)
     return make_run_folder(tmp_path / "vit", CyCLIPModel(config), processor)
 
 
