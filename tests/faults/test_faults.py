@@ -20,7 +20,7 @@ def run(command, fault=None):
     """The exit status, the output and the log of a run that ends, by itself or by a fault."""
     if fault is not None:
         command = [sys.executable, str(FAULTY_RUN), fault, *command[command.index(str(SCRIPT)) + 1 :]]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=100)
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
     return ended.returncode, ended.stdout, ended.stderr
 
 
