@@ -1,6 +1,7 @@
 """Makes a training set and shifted test sets of the emoji images.
 
-    python benchmarks/prepare_emoji.py EMOJI_FOLDER outputs/emoji
+    python benchmarks/build_emoji.py outputs/emoji/set
+    python benchmarks/prepare_emoji.py outputs/emoji/set outputs/emoji
 
 Trains on four styles: a caption is the name and a random part of the keywords, several drawings of which lie in a list.
 Tests on three other styles, by name over all names. Flags and symbols, which cannot be told from their pictures, are out.
@@ -30,7 +31,7 @@ def captions(name: str, keywords: str, codepoint: str, vendor: int) -> dict[str,
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="Folder of the emoji set.")
+    parser.add_argument("source", help="Folder of the emoji set, as build_emoji.py writes it.")
     parser.add_argument("target", type=Path, help="Folder to write to.")
     args = parser.parse_args()
 
