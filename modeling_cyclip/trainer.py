@@ -58,7 +58,7 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             The arguments.
         train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`, *optional*):
             Rows with `image` (PIL image, `{"bytes", "path"}` or file name) and `caption` (a string, or a list of which
-            one is drawn each epoch). A table with a column `shard` is read from few shards at a time.
+            one is drawn each epoch), read by index. A table with a column `shard` is read from few shards at a time.
         eval_dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or `dict`, *optional*):
             Rows of the same form; of several captions the first is taken.
         processing_class ([`~transformers.CLIPProcessor`], *optional*):
@@ -122,6 +122,12 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             )
         if not isinstance(args, CyCLIPTrainingArguments):
             raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
+        eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
+        if any(isinstance(dataset, IterableDataset) for dataset in (train_dataset, *eval_datasets)):
+            raise ValueError(
+                "CyCLIPTrainer reads rows by index, which an IterableDataset has not: pass a `datasets.Dataset`, such as "
+                "`load_dataset` gives without `streaming=True`."
+            )
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
@@ -143,7 +149,7 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             callbacks=[ClampLogitScale(), HealthCallback(), *(callbacks or [])],
             **kwargs,
         )
-        if train_dataset is not None and not isinstance(train_dataset, IterableDataset):
+        if train_dataset is not None:
             self._train_sampler = make_train_sampler(
                 train_dataset,
                 self._train_batch_size * args.world_size,
@@ -155,7 +161,7 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         self._train_parts = WeightedMean()
 
     def get_train_dataloader(self) -> DataLoader:
-        if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
+        if self.train_dataset is None:
             return super().get_train_dataloader()
         return self._get_dataloader(
             dataset=self._samples(self.train_dataset, self.augment),
@@ -174,14 +180,17 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             eval_dataset = self.eval_dataset[eval_dataset]
         elif eval_dataset is None:
             eval_dataset = self.eval_dataset
-        if eval_dataset is None or isinstance(eval_dataset, IterableDataset):
-            return super().get_eval_dataloader(eval_dataset)
+        if eval_dataset is None:
+            return super().get_eval_dataloader()
         return self._get_dataloader(
             dataset=self._samples(eval_dataset),
             description="Evaluation",
             batch_size=self.args.eval_batch_size,
             sampler_fn=self._get_eval_sampler,
         )
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
 
     def _samples(self, dataset: Dataset, augment: Augment | None = None) -> CaptionedSamples:
         # How small a JPEG may be decoded is known to who processes the images.
@@ -335,17 +344,14 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         embeds = outputs.image_embeds, outputs.text_embeds
-        if self._sample_index is None:
-            image_embeds, text_embeds = self.accelerator.gather_for_metrics(embeds)
-        else:
-            # Repeats pad the last batch to one length over the processes, and replace broken images.
-            *embeds, sample_index = self.accelerator.gather((*embeds, self._sample_index))
-            kept = []
-            for position, index in enumerate(sample_index.tolist()):
-                if index not in self._eval_rows_seen:
-                    self._eval_rows_seen.add(index)
-                    kept.append(position)
-            image_embeds, text_embeds = (tensor[kept] for tensor in embeds)
+        # Repeats pad the last batch to one length over the processes, and replace broken images.
+        *embeds, sample_index = self.accelerator.gather((*embeds, self._sample_index))
+        kept = []
+        for position, index in enumerate(sample_index.tolist()):
+            if index not in self._eval_rows_seen:
+                self._eval_rows_seen.add(index)
+                kept.append(position)
+        image_embeds, text_embeds = (tensor[kept] for tensor in embeds)
         if len(image_embeds) == 0:
             return None, None, None
         parts = self.model.compute_loss(image_embeds, text_embeds, outputs.logit_scale)

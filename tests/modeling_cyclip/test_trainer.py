@@ -98,6 +98,13 @@ def test_evaluation_reports_means_over_pairs_of_the_loss_and_its_parts(make_trai
         assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-5)
 
 
+def test_prediction_reports_what_evaluation_does(make_trainer, pairs):
+    trainer = make_trainer()
+    metrics, predicted = trainer.evaluate(), trainer.predict(pairs).metrics
+    for name in ("loss", *LOSS_PARTS):
+        assert predicted[f"test_{name}"] == metrics[f"eval_{name}"]
+
+
 def test_weights_and_embeddings_decay_but_no_norm_bias_or_scale(make_trainer, model):
     trainer = make_trainer()
     optimizer = trainer.create_optimizer()
@@ -199,6 +206,13 @@ def test_other_models_and_arguments_are_refused(config, model, processor, tmp_pa
 def test_a_set_smaller_than_a_batch_is_refused(make_trainer):
     with pytest.raises(ValueError, match="32 pairs, fewer than one batch of 64"):
         make_trainer(per_device_train_batch_size=64).train()
+
+
+@pytest.mark.parametrize("wrap", [lambda rows: {"train_dataset": rows}, lambda rows: {"eval_dataset": {"a": rows}}])
+def test_streams_are_refused(model, processor, pairs, tmp_path, wrap):
+    arguments = CyCLIPTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match="by index"):
+        CyCLIPTrainer(model, arguments, processing_class=processor, **wrap(pairs.to_iterable_dataset()))
 
 
 @pytest.mark.parametrize(
