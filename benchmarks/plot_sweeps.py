@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from evaluation.plots import save
 from training.comparison import plots
-from training.comparison.comparison import swept_curves
+from training.comparison.figures import swept_curves
 
 
 def main() -> None:

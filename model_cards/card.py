@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from model_cards.checkpoint_folder import RUN_RECORD, check_checkpoint, count_parameters
 from model_cards.results import Evaluation, Figure, eval_results, read_results
 from model_cards.training_curve import draw_training_curve
+from training.comparison.report import answer_table
 
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,17 @@ LOGGED = (
     "loss", "contrastive_loss", "inmodal_contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss",
     "logit_scale", "image_to_text_recall@1", "text_to_image_recall@1",
 )  # fmt: skip
+COMPARED = ("arms", "seeds", "training_pairs", "hardware", "environment", "commit", "notes", "cost", "results")
 DATA = ("dataset_name", "train_file", "train_shards")
 EVALUATED = ("eval_loss", "eval_contrastive_loss", "eval_inmodal_cyclic_loss", "eval_crossmodal_cyclic_loss")
 
 
 def make_card(
-    output_dir: str | Path, model_id: str, figures: Iterable[Figure] = (), license: str | None = None
+    output_dir: str | Path,
+    model_id: str,
+    figures: Iterable[Figure] = (),
+    license: str | None = None,
+    comparison: dict[str, Any] | None = None,
 ) -> ModelCard:
     r"""
     The card of a checkpoint. It states no number that no file holds: the folder's config.json, weights,
@@ -59,6 +65,8 @@ def make_card(
             Results of evaluation, from [`read_results`].
         license (`str`, *optional*):
             The Hub's identifier of the weights' licence. Default: what the training was told, or none.
+        comparison (`dict`, *optional*):
+            Results of a comparison of objectives that this model is from, from [`read_comparison`].
 
     Returns:
         [`~huggingface_hub.ModelCard`]
@@ -99,6 +107,8 @@ def make_card(
         last_log=_last(logs, LOGGED) | _last([_read_json(output_dir / "eval_results.json")], EVALUATED),
         has_curve=draw_training_curve(logs, output_dir / CURVE),
         parameters=f"{count_parameters(output_dir):,}",
+        comparison=comparison,
+        answer=None if comparison is None else answer_table(comparison),
         **_describe(config),
     )
 
@@ -142,6 +152,22 @@ def _last(logs: list[dict], names: Iterable[str]) -> dict[str, float]:
     """Of each name the last value that was logged."""
     found = {name: value for entry in logs for name, value in entry.items() if name in names}
     return {name: found[name] for name in names if name in found}
+
+
+def read_comparison(folder: Path | None) -> dict[str, Any] | None:
+    r"""
+    What training/run_comparison.py found, without names of local folders: for the card, and to be published with it.
+
+    Raises:
+        `ValueError`: no report in that folder.
+    """
+    if folder is None:
+        return None
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return {name: results[name] for name in COMPARED}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} is not the output folder of training/run_comparison.py: {error!r}") from error
 
 
 def merge_results(card: ModelCard, results: Iterable[EvalResult], model_name: str) -> None:
@@ -203,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
         figures = [
             figure for read in read_all_results(args, [str(args.output_dir), model_id]) for figure in read.figures
         ]
-        card = make_card(args.output_dir, model_id, figures, args.license)
+        card = make_card(args.output_dir, model_id, figures, args.license, read_comparison(args.comparison))
         write_card(args.output_dir, card)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -216,6 +242,9 @@ def add_card_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--results_of", help="what this model is called in them (default: its folder or its name on the Hub)"
+    )
+    parser.add_argument(
+        "--comparison", type=Path, help="output folder of training/run_comparison.py, for the card to report"
     )
     parser.add_argument(
         "--license", help="the Hub's identifier of the weights' licence, such as apache-2.0 or cc-by-4.0"

@@ -5,11 +5,13 @@ python model_cards/publish.py OUTPUT_DIR user/name --results results/results.jso
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
@@ -21,6 +23,7 @@ from model_cards.card import (
     make_card,
     merge_results,
     read_all_results,
+    read_comparison,
     write_card,
 )
 from model_cards.checkpoint_folder import check_checkpoint, left_out, published_files, weight_files
@@ -39,7 +42,9 @@ from model_cards.results import Evaluation, eval_result_entries, eval_results
 
 
 # Files in the repository that belong to its weights: new weights must not stand beside those of others.
-OF_THE_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", ".eval_results/*", "evaluation/*", "plots/*", "runs/*")
+OF_THE_WEIGHTS = (
+    "*.safetensors", "*.safetensors.index.json", ".eval_results/*", "comparison/*", "evaluation/*", "plots/*", "runs/*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ def publish(
     evaluations: Sequence[Evaluation] = (),
     license: str | None = None,
     new_card: bool = False,
+    comparison: dict[str, Any] | None = None,
     commit_message: str = "Publish the model",
 ) -> CommitInfo:
     r"""
@@ -101,6 +107,8 @@ def publish(
             The Hub's identifier of the weights' licence, for a new card.
         new_card (`bool`, *optional*, defaults to `False`):
             Whether to write the card anew whatever there is.
+        comparison (`dict`, *optional*):
+            Results of a comparison of objectives, from [`read_comparison`], for a new card.
         commit_message (`str`, *optional*):
             What the commit says.
 
@@ -118,7 +126,8 @@ def publish(
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         published = read_published(api, repo_id, revision)
-    plan = make_plan(output_dir, repo_id, published, evaluations, license=license, new_card=new_card)
+    card = {"license": license, "new_card": new_card, "comparison": comparison}
+    plan = make_plan(output_dir, repo_id, published, evaluations, **card)
     with saying_how_to_go_on(output_dir, repo_id):
         committed = commit(api, repo_id, plan.uploads, plan.deletions, published, commit_message, revision)
     write_card(output_dir, plan.card)
@@ -133,6 +142,7 @@ def make_plan(
     *,
     license: str | None = None,
     new_card: bool = False,
+    comparison: dict[str, Any] | None = None,
 ) -> Plan:
     """What a commit has to do. Arguments as of [`publish`]."""
     is_same_model = published.weights == {path.name: sha256(path) for path in weight_files(output_dir)}
@@ -141,7 +151,7 @@ def make_plan(
     if card is None and is_same_model and not new_card:
         card = published.card
     if card is None:
-        card = make_card(output_dir, repo_id, figures, license)
+        card = make_card(output_dir, repo_id, figures, license, comparison)
 
     metadata, text = card.data.to_dict(), card._content
     kept = published.card.data.get("eval_results", []) if is_same_model and published.card is not None else []
@@ -154,6 +164,8 @@ def make_plan(
     }
     for evaluation in evaluations:
         uploads |= evaluation.files(repo_id)
+    if comparison is not None:
+        uploads["comparison/results.json"] = (json.dumps(comparison, indent=1) + "\n").encode()
     for path, entries in eval_result_entries(figures).items():
         uploads[path] = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False).encode()
     uploads[CARD] = text.encode()
@@ -182,13 +194,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.space_images is not None and not args.with_space:
         parser.error("--space_images are for a Space: add --with_space")
-    card = {"license": args.license, "new_card": args.new_card}
     space = {"images": args.space_images, "revision": args.revision}
     try:
         check_checkpoint(args.output_dir)
         if args.space_images is not None:
             space_images(args.space_images)  # said before anything is published
         evaluations = read_all_results(args, [str(args.output_dir), args.repo_id])
+        comparison = read_comparison(args.comparison)
+        card = {"license": args.license, "new_card": args.new_card, "comparison": comparison}
         if args.dry_run:
             plan = make_plan(args.output_dir, args.repo_id, _ask(args.repo_id, args.revision), evaluations, **card)
             print(f"{args.repo_id} would be published with\n{describe(plan.uploads, plan.deletions, plan.published)}")

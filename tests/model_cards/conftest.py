@@ -50,6 +50,30 @@ def write_results(path: Path, heading: str, value: float, data: str = "clip-benc
 
 
 @pytest.fixture
+def comparison(tmp_path) -> Path:
+    """The output folder of a comparison, as far as a card reads it."""
+    differs = {
+        "to": "CLIP",
+        "value": -0.125,
+        "items_interval": [-0.25, -0.0625],
+        "seeds_interval": None,
+        "verdict": "lower",
+    }
+    top1 = {
+        "CLIP": {"seeds": [0.75], "mean": 0.75, "std": None, "items": 64},
+        "CyCLIP": {"seeds": [0.625], "mean": 0.625, "std": None, "items": 64, "difference": differs},
+    }
+    told = {"command": "python run_comparison.py", "evaluations": {"colours": {"dataset": "/home/me/colours"}}}
+    found = {"arms": {"CLIP": {}, "CyCLIP": {}}, "seeds": [0], "notes": [], "cost": {}, "training_pairs": 1234}
+    where = {name: RUN[name] for name in ("hardware", "environment", "commit")}
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    results = {"colours": {"zero_shot": {"top1": top1}}}
+    (folder / "results.json").write_text(json.dumps({**told, **found, **where, "results": results}))
+    return folder
+
+
+@pytest.fixture
 def results(run_folder, tmp_path) -> Path:
     path = write_results(tmp_path / "results" / "results.json", str(run_folder), 0.625)
     (path.parent / "plots").mkdir()

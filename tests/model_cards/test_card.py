@@ -7,7 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, eval_result_entries_to_yaml, parse_eval_result_entries
 
-from model_cards.card import edited_card, main, make_card, merge_results, write_card, write_model_card
+from model_cards.card import edited_card, main, make_card, merge_results, read_comparison, write_card, write_model_card
 from model_cards.checkpoint_folder import count_parameters, left_out, published_files
 from model_cards.results import eval_result_entries, eval_results, read_results
 from modeling_cyclip import CyCLIPModel
@@ -44,6 +44,18 @@ def test_says_that_half_of_the_contrastive_loss_was_in_modal_where_it_was(run_fo
     run["data"]["inmodal_contrastive"] = True
     (run_folder / "run.json").write_text(json.dumps(run))
     assert "Half of the contrastive loss was in-modal" in make_card(run_folder, "tester/vit").text
+
+
+def test_reports_the_comparison_that_the_model_is_from(run_folder, comparison):
+    text = make_card(run_folder, "tester/vit", comparison=read_comparison(comparison)).text
+    assert "## Compared with CLIP" in text
+    assert "| colours, zero_shot top1 | CyCLIP | 62.50 | -12.50 | -25.00 to -6.25 |  | lower |" in text
+    assert "## Compared" not in make_card(run_folder, "tester/vit").text
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not the output folder of training/run_comparison"):
+        read_comparison(tmp_path)
 
 
 def test_states_no_number_that_no_file_holds(run_folder, results):

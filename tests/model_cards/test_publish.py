@@ -104,6 +104,15 @@ def test_new_weights_do_not_keep_the_old_ones_results(hub, publish, run_folder, 
     assert files["notes.md"] == b"somebody's"
 
 
+def test_publishes_a_comparison_without_names_of_local_folders(hub, publish, run_folder, comparison):
+    assert publish(run_folder, "tester/vit", "--comparison", comparison).returncode == 0
+    files = hub.files("tester/vit")
+    assert "colours, zero_shot top1" in files["README.md"].decode()
+    found = json.loads(files["comparison/results.json"])
+    assert found["results"]["colours"]["zero_shot"]["top1"]["CyCLIP"]["difference"]["verdict"] == "lower"
+    assert "/home/me" not in json.dumps(found)
+
+
 def test_revision(hub, publish, run_folder):
     done = publish(run_folder, "tester/vit", "--revision", "v2")
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,9 @@
 """All that a comparison has measured, side by side: the content of its results.json, which report and pictures are made of."""
 
 import json
+from pathlib import Path
 
+from evaluation.evaluation_set import EvaluationSet
 from evaluation.intervals import Measure
 from evaluation.suite import Figures
 from training.comparison.arguments import ComparisonArguments
@@ -40,10 +42,13 @@ def compare(
         `difference` to the baseline. In a sweep the baseline is that with the same value, where it has one.
     """
     entries: dict = {}
+    shifted = {shift.name: short_name(shift) for evaluation in evaluations for shift in evaluation.data.shifts}
 
     def add(condition: str, evaluation: str, figures_by_task: dict[str, Figures]) -> None:
         for task, figures in figures_by_task.items():
             for name, figure in figures.items():
+                for shift, short in shifted.items():
+                    name = name.replace(shift, short)
                 by_arm = entries.setdefault(evaluation, {}).setdefault(task, {}).setdefault(name, {})
                 by_arm.setdefault(condition, []).append(figure)
 
@@ -86,6 +91,11 @@ def compare(
     }
 
 
+def short_name(data: EvaluationSet) -> str:
+    """What a set is called in reports: without the folders it lies in."""
+    return Path(data.name).name
+
+
 def _by_arm(figures: dict[str, list[Measure | float]], baselines: dict[str, str]) -> dict[str, dict]:
     """One figure of every arm: all seeds, their mean and deviation, and the difference to the baseline."""
     by_arm = {}
@@ -115,45 +125,3 @@ def _notes(run: Run) -> list[str]:
         f"{100 * share:.0f} % of the captions of a training batch repeat another one of it. Each counts as a negative of "
         "its equals, which no objective can tell apart: no ground for a claim about objectives on natural captions."
     ]
-
-
-def main_figures(tasks: dict) -> list[tuple[str, str, dict]]:
-    """
-    Protocol, name and entries by arm of the figures that conclusions are drawn from: of each protocol the one that stands
-    first, of shifted sets top-1, of retrieval recall@1. `tasks` are those of one evaluation in a results.json.
-    """
-    chosen = []
-    for task, by_name in tasks.items():
-        for position, (name, by_arm) in enumerate(by_name.items()):
-            if task == "shift":
-                is_main = name.endswith(" top1")
-            else:
-                is_main = position == 0 or (task == "retrieval" and name.endswith("@1"))
-            if is_main and "items" in next(iter(by_arm.values())):
-                chosen.append((task, name, by_arm))
-    return chosen
-
-
-def swept_curves(results: dict, by_arm: dict[str, dict]) -> tuple[dict[str, dict[float, dict]], dict[str, dict]]:
-    r"""
-    Args:
-        results (`dict`):
-            Content of a sweep's results.json.
-        by_arm (`dict[str, dict]`):
-            One of its figures.
-
-    Returns:
-        `tuple(dict, dict)`: entries by arm and swept value, and entries of the arms that do not depend on it.
-    """
-    values = next(iter(results["swept"].values()))
-    curves = {
-        arm: {float(value): by_arm[f"{arm} at {value}"] for value in values}
-        for arm in results["arms"]
-        if f"{arm} at {values[0]}" in by_arm
-    }
-    return curves, {arm: by_arm[arm] for arm in results["arms"] if arm in by_arm}
-
-
-def describe_figure(evaluation: str, task: str, name: str) -> str:
-    """What a figure is called in tables and pictures."""
-    return f"{evaluation}, {name if task == 'shift' else f'{task} {name}'}"

@@ -64,6 +64,9 @@ def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"evaluation {name}: {error}") from error
         evaluations.append(Evaluation(name, arguments, evaluation_args, data, protocols))
+    class_names = evaluations[0].data.test.class_names or []
+    if unknown := [name for name in args.plane_classes if name not in class_names]:
+        raise ValueError(f"--plane_classes: {evaluations[0].name} has no class {unknown[0]}.")
     return evaluations
 
 

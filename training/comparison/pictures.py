@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from evaluation.plots import save
 from evaluation.suite import EmbeddedSet, first_captions
 from training.comparison import plots
-from training.comparison.comparison import describe_figure, main_figures, swept_curves
+from training.comparison.comparison import short_name
+from training.comparison.figures import describe_figure, main_figures, swept_curves
 from training.comparison.measure import Evaluation, embeddings
 from training.comparison.runs import Run, slug
 
@@ -57,10 +58,11 @@ def draw_pictures(
         curves = save(plots.training_curves(histories), folder / "training_curves")
         pictures.append(("The three parts of the loss in training, cyclic terms without their weights.", curves))
     for evaluation in evaluations:
-        for shifted in evaluation.data.shifts if "shift" in evaluation.protocols else ():
-            scatter = plots.robustness(results["results"][evaluation.name]["shift"], shifted.name)
-            path = save(scatter, folder / f"robustness-{slug(evaluation.name)}-{slug(Path(shifted.name).name)}")
-            pictures.append((f"Accuracy under shift against accuracy without, {shifted.name}.", path))
+        for shift in evaluation.data.shifts if "shift" in evaluation.protocols else ():
+            shifted = short_name(shift)
+            scatter = plots.robustness(results["results"][evaluation.name]["shift"], shifted)
+            path = save(scatter, folder / f"robustness-{slug(evaluation.name)}-{slug(shifted)}")
+            pictures.append((f"Accuracy under shift against accuracy without, {shifted}.", path))
     return pictures + _of_embeddings(folder, runs, evaluations[0], plane_classes)
 
 

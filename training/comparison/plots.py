@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation.shift import fit_line
-from training.comparison.comparison import describe_figure, main_figures
+from training.comparison.figures import describe_figure, main_figures
 
 
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#999999")
@@ -44,7 +44,8 @@ def training_curves(histories: dict[str, list[list[dict]]]) -> Figure:
                 steps[0], losses.mean(axis=0), color=COLOURS[index], linewidth=1.4, label=arm,
                 marker=MARKERS[index], markevery=max(1, shortest // 6), markersize=4,
             )  # fmt: skip
-        axes.set(title=title, xlabel="step", yscale="log")
+        # The cyclic terms fall by orders of magnitude, the contrastive one does not.
+        axes.set(title=title, xlabel="step", yscale="linear" if name == "contrastive_loss" else "log")
         _plain(axes)
     figure.axes[0].legend(frameon=False)
     return figure
@@ -131,7 +132,8 @@ def plane(embeds: dict[str, tuple[Tensor, Tensor, Tensor]], names: Sequence[str]
             own = images[(labels == index).cpu().numpy()]
             axes.scatter(*own.T, s=16, color=COLOURS[index], alpha=0.5, linewidth=0, marker=MARKERS[index])
             axes.scatter(*texts[index], s=190, color=COLOURS[index], marker="*", edgecolor="white", label=name)
-        axes.set(title=arm, xticks=[], yticks=[], aspect="equal")
+        axes.set(title=arm, xticks=[], yticks=[])
+        axes.set_aspect("equal", adjustable="datalim")
         _plain(axes, grid=None)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False, fontsize=8

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.comparison.comparison import describe_figure, main_figures
+from training.comparison.figures import describe_figure, main_figures
 
 
 def write_report(output_dir: Path, results: dict, pictures: Sequence[tuple[str, Path]]) -> str:

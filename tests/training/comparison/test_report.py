@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from training.comparison import plots
-from training.comparison.comparison import main_figures, swept_curves
+from training.comparison.figures import main_figures, swept_curves
 from training.comparison.report import answer_table
 
 
