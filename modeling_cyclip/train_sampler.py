@@ -1,5 +1,7 @@
 """Which of the samplers a training set calls for."""
 
+from collections.abc import Iterator
+
 from torch.utils.data import Dataset
 from transformers.utils import is_datasets_available, logging
 
@@ -39,20 +41,26 @@ def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicat
         sampler = EpochSampler(len(dataset), batch_size, seed)
     if not no_duplicate_captions or not is_table:
         return sampler
-    captions = dataset["caption"]
+    captions = _captions(dataset)
     if in_shards:
         unique = UniqueCaptionShardSampler(captions, shards, batch_size, seed)
     else:
         unique = UniqueCaptionSampler(captions, batch_size, seed)
     if len(unique) < len(sampler) // 2:
         logger.warning(
-            f"The data has too few different captions for batches of {batch_size} without repeats: equal captions will "
-            "meet in a batch and count as negatives of each other (--no_duplicate_captions is off)."
+            f"`no_duplicate_captions` has no effect here: the data has too few different captions for batches of "
+            f"{batch_size} without repeats."
         )
         return sampler
     if len(unique) < len(sampler):
         logger.info(f"{len(sampler) - len(unique)} pairs sit out each epoch so that no batch repeats a caption.")
     return unique
+
+
+def _captions(dataset: Dataset) -> Iterator[str | list[str]]:
+    # By batches: iterating over the column itself would take its rows one by one.
+    for batch in dataset.select_columns("caption").iter(batch_size=1000):
+        yield from batch["caption"]
 
 
 def _is_table(dataset: Dataset) -> bool:
