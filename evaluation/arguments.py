@@ -26,7 +26,10 @@ class DataArguments:
         default_factory=list,
         metadata={"help": "Further splits whose labels are among the classes, with a string label column."},
     )
-    image_column: str | None = field(default=None, metadata={"help": "Images (default: the only image column)."})
+    image_column: str | None = field(
+        default=None,
+        metadata={"help": "Images, or paths relative to the dataset's folder (default: the only image column)."},
+    )
     label_column: str | None = field(
         default=None,
         metadata={"help": "Class labels, or strings whose distinct values are the classes (default: label or cls)."},

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from datasets import ClassLabel, Dataset, Image, List, Value, interleave_datasets
@@ -18,7 +19,7 @@ class Columns:
 
     Args:
         image (`str`, *optional*):
-            Images. Default: the only image column.
+            Images, or their paths relative to the dataset's folder. Default: the only image column.
         label (`str`, *optional*):
             Class labels, or strings, whose distinct values are then the classes. Default: `label`, `cls`, or the only
             ClassLabel column.
@@ -126,7 +127,7 @@ def load_evaluation_set(
             superclasses = _superclasses(pooled, rows, class_names, coarse_column)
     return EvaluationSet(
         name=name,
-        dataset=_with_images(dataset, columns.image),
+        dataset=_with_images(dataset, columns.image, benchmark.path),
         labels=labels,
         class_names=class_names,
         templates=templates or benchmark.templates(split) or GENERAL_TEMPLATES,
@@ -177,7 +178,17 @@ def _without(dataset: Dataset, exclude: str | None) -> Dataset:
     return dataset.select([row for row, value in enumerate(present) if str(value) not in unwanted])
 
 
-def _with_images(dataset: Dataset, column: str | None) -> Dataset:
+def resolve_image_paths(dataset: Dataset, column: str, folder: str | Path) -> Dataset:
+    """The dataset with the paths of a string column, which are relative to a folder, made absolute."""
+    folder = Path(folder).resolve()
+    return dataset.map(
+        lambda path: {column: None if path is None else str(folder / path)},
+        input_columns=column,
+        desc="Resolving image paths",
+    )
+
+
+def _with_images(dataset: Dataset, column: str | None, path: str) -> Dataset:
     if column is None:
         candidates = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
         if len(candidates) != 1:
@@ -190,6 +201,8 @@ def _with_images(dataset: Dataset, column: str | None) -> Dataset:
         kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
         raise ValueError(f"Column '{column}' holds {kind}, not images or paths of images. Set --image_column.")
     dataset = dataset.select_columns(column)
+    if _is_text(feature) and Path(path).is_dir():
+        dataset = resolve_image_paths(dataset, column, path)
     if column != "image":
         dataset = dataset.rename_column(column, "image")
     return dataset.cast_column("image", Image(decode=False))

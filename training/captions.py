@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, Image, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from evaluation.evaluation_set import resolve_image_paths
 from modeling_cyclip.images import BrokenImageError, load_image
 from training.arguments import DataArguments
 from training.shards import load_shards
@@ -64,12 +65,7 @@ def _read_file(name: str, args: DataArguments) -> Dataset:
         raise ValueError(f"{path} cannot be read as {FILE_FORMATS[path.suffix]}: {reason}") from error
     _check_column(dataset, args.image_column, "--image_column")
     if dataset.features[args.image_column] in TEXT:
-        folder = path.resolve().parent
-        dataset = dataset.map(
-            lambda image: {args.image_column: None if image is None else str(folder / image)},
-            input_columns=args.image_column,
-            desc="Resolving image paths",
-        )
+        dataset = resolve_image_paths(dataset, args.image_column, path.parent)
     return dataset
 
 

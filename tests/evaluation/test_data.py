@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from evaluation.benchmarks import REGISTRY, Benchmark, open_benchmark
 from evaluation.embeddings import GENERAL_TEMPLATES
 from evaluation.evaluation_set import Columns, load_evaluation_set
+from modeling_cyclip.images import load_image
 from tests.conftest import coloured_image
 
 
@@ -72,6 +73,17 @@ def test_image_folder(tmp_path):
     data = load(tmp_path)
     assert data.class_names == ["cat", "dog"]
     assert data.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_paths_in_a_table_are_relative_to_its_folder(tmp_path, monkeypatch):
+    coloured_image("red").save(tmp_path / "red.png")
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "test.csv").write_text(f"picture,caption\n../red.png,a\n{tmp_path}/red.png,b\n")
+    monkeypatch.chdir(tmp_path)
+    first, second = (load(name, image="picture").dataset for name in ("tables", str(folder)))
+    assert [load_image(image).size for image in first["image"]] == [(16, 16)] * 2
+    assert first._fingerprint == second._fingerprint
 
 
 def test_clip_benchmark_layout(tmp_path):

@@ -154,7 +154,7 @@ def karpathy_json(folder, with_folders=True):
     return folder / "dataset.json"
 
 
-def test_karpathys_splits_become_tables_that_train_and_evaluate(tmp_path, monkeypatch, capsys):
+def test_karpathys_splits_become_tables_that_train_and_evaluate(tmp_path, capsys):
     source = karpathy_json(tmp_path / "coco")
     main(["karpathy", str(source), str(tmp_path / "tables" / "coco")])
     tables = tmp_path / "tables" / "coco"
@@ -176,7 +176,6 @@ def test_karpathys_splits_become_tables_that_train_and_evaluate(tmp_path, monkey
     assert (len(train), len(validation)) == (4, 2)
     assert all(load_image(image).size == (16, 16) for image in train["image"])
 
-    monkeypatch.chdir(tables)  # as evaluation is told to: it takes paths relative to where it runs
     evaluated = load_evaluation_set(open_benchmark(str(tables)), "test", Columns(image="image"))
     assert evaluated.captions == [row["captions"] for row in rows["test"]]
     assert all(load_image(image).size == (16, 16) for image in evaluated.dataset["image"])
