@@ -2,6 +2,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from evaluation import ranking
 from tests.conftest import COLOURS, coloured_image
 
 
@@ -14,6 +15,12 @@ def datasets_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         yield
+
+
+@pytest.fixture(params=[2**25, 50], ids=["whole", "chunked"])
+def chunks(request, monkeypatch):
+    """Similarities once in one chunk, once in chunks of a few rows."""
+    monkeypatch.setattr(ranking, "MAX_SIMILARITIES", request.param)
 
 
 @pytest.fixture
