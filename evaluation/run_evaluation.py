@@ -75,7 +75,7 @@ def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationDat
     split, train_split = args.split or benchmark.split, args.train_split or benchmark.train_split
     templates = None
     if args.templates is not None:
-        templates = [line.strip() for line in Path(args.templates).read_text().splitlines() if line.strip()]
+        templates = _read_templates(args.templates)
     # With a string label column, all these splits share their classes.
     splits = [split, *args.shift_splits, *args.class_splits, *([train_split] if train_split else [])]
 
@@ -97,11 +97,18 @@ def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationDat
     return EvaluationData(test, train, shifts, lines)
 
 
+def _read_templates(path: str) -> list[str]:
+    try:
+        return [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise ValueError(f"--templates {path} cannot be read: {error}") from error
+
+
 def _read_points(path: str) -> list[tuple[float, float]]:
     try:
         with open(path, newline="") as file:
             return [(float(accuracy), float(shifted)) for accuracy, shifted in csv.reader(file)]
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} must have two numbers a line, accuracies in percent, and no heading: {error}"
         ) from error

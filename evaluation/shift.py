@@ -97,7 +97,7 @@ def matched_accuracy(
         raise ValueError(
             f"The shifted set's class '{missing[0]}' is not among the {len(class_names)} classes of the unshifted set."
         )
-    candidates = torch.tensor([position[name] for name in shifted_class_names])
+    candidates = torch.tensor([position[name] for name in shifted_class_names], device=labels.device)
     present = candidates[shifted_labels.unique()]
     rows = torch.isin(labels, present)
     if not rows.any():
