@@ -32,8 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 
     results = compare(args, runs, evaluations, measured, f"python training/run_comparison.py {shlex.join(argv)}")
     output_dir = Path(args.output_dir)
-    sweep_label = ", ".join(args.sweep_arguments) if args.sweep_arguments else None
-    pictures = draw_pictures(output_dir, results, runs, evaluations, sweep_label, args.plane_classes)
+    pictures = draw_pictures(output_dir, results, runs, evaluations, args.plane_classes)
     print(f"\n{write_report(output_dir, results, pictures)}\n\nThe report is in {output_dir / 'report.md'}.\n")
 
 

@@ -13,6 +13,9 @@ OBJECTIVES = {
     "CyCLIP": {"inmodal_cyclic_weight": 0.25, "crossmodal_cyclic_weight": 0.25},
 }
 
+# Colours, markers and hatches that the pictures tell apart.
+MAX_DRAWN = 8
+
 
 @dataclass
 class ComparisonArguments:
@@ -76,9 +79,15 @@ class ComparisonArguments:
             raise ValueError("--sweep_arguments and --sweep_values go together.")
         if self.num_parallel < 1:
             raise ValueError(f"--num_parallel must be at least 1, got {self.num_parallel}.")
+        if len(self.arms) + self.center > MAX_DRAWN or len(self.plane_classes) > MAX_DRAWN:
+            raise ValueError(
+                f"Pictures tell {MAX_DRAWN} arms (--center adds one) and {MAX_DRAWN} classes apart: take fewer."
+            )
         self.sweep_values = [str(value) for value in self.sweep_values]
-        for value in self.sweep_values:
-            float(value)
+        try:
+            list(map(float, self.sweep_values))
+        except ValueError as error:
+            raise ValueError(f"--sweep_values takes numbers: {error}.") from error
 
     @property
     def baseline(self) -> str:

@@ -1,7 +1,7 @@
 """Measures the trained checkpoints of a comparison by the protocols of evaluation/, and keeps the score of every test item."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,12 +11,15 @@ from safetensors.torch import save_file
 from transformers import HfArgumentParser
 
 from evaluation.arguments import DataArguments, EvaluationArguments
-from evaluation.encoder import Encoder, load_checkpoint
 from evaluation.intervals import Measure
 from evaluation.run_evaluation import EvaluationData, embed_all, load_data, run_protocols
-from evaluation.suite import EmbeddedSet, Figures, Protocol, choose_protocols, embed
+from evaluation.suite import EmbeddedSets, Figures, Protocol, choose_protocols
 from training.comparison.arguments import ComparisonArguments
 from training.comparison.runs import Run, slug
+
+
+# Given by the comparison itself, or of no effect in it.
+RESERVED = ("model_name_or_path", "output_dir", "compare_to", "center", "plots")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
     for name, arguments in args.evaluations.items():
         if not isinstance(arguments, dict):
             raise ValueError(f"The evaluation {name} must map arguments of run_evaluation.py to values.")
+        if taken := sorted(set(arguments) & set(RESERVED)):
+            raise ValueError(f"A comparison takes no {taken[0]} for an evaluation; leave it out of {name}.")
         arguments = {**arguments, "center": args.center}
         parser = HfArgumentParser((DataArguments, EvaluationArguments))
         try:
@@ -74,22 +79,17 @@ def measure(run: Run, evaluation: Evaluation) -> dict[str, Figures]:
     """Figures by protocol; those that are means over test items with the score of every item. Measured once and kept."""
     path = run.folder / "evaluation" / f"{slug(evaluation.name)}.safetensors"
     said = json.dumps(evaluation.arguments, sort_keys=True)
-    if path.is_file() and (kept := _read(path, said)) is not None:
-        return kept
-    evaluation.args.output_dir = str(path.parent)
-    sets = embed_all(str(run.folder), evaluation.data, evaluation.args, PartialState())
-    results = run_protocols(evaluation.protocols, sets, evaluation.args.center)
-    _write(path, said, results)
-    return results
+    if not path.is_file() or (kept := _read(path, said)) is None:
+        _write(path, said, run_protocols(evaluation.protocols, embeddings(run, evaluation), evaluation.args.center))
+        # What is read lies on the CPU, like the kept figures that it is compared to.
+        kept = _read(path, said)
+    return kept
 
 
-def embeddings(run: Run, evaluation: Evaluation) -> EmbeddedSet:
-    """The test set as the run's checkpoint sees it, for pictures."""
-    args = evaluation.args
-    model, processor = load_checkpoint(str(run.folder), args.dtype, PartialState().device)
-    cache_dir = run.folder / "evaluation" / "embeddings"
-    encoder = Encoder(model, processor, cache_dir, args.batch_size, args.num_workers, PartialState())
-    return embed(evaluation.data.test, encoder)
+def embeddings(run: Run, evaluation: Evaluation) -> EmbeddedSets:
+    """All sets as the run's checkpoint sees them."""
+    args = replace(evaluation.args, output_dir=str(run.folder / "evaluation"))
+    return embed_all(str(run.folder), evaluation.data, args, PartialState())
 
 
 def _write(path: Path, arguments: str, results: dict[str, Figures]) -> None:

@@ -24,7 +24,6 @@ def draw_pictures(
     results: dict,
     runs: list[Run],
     evaluations: list[Evaluation],
-    sweep_label: str | None,
     plane_classes: list[str],
 ) -> list[tuple[str, Path]]:
     r"""
@@ -37,8 +36,6 @@ def draw_pictures(
             The trainings.
         evaluations (`list[Evaluation]`):
             The measurements.
-        sweep_label (`str`, *optional*):
-            What was swept.
         plane_classes (`list[str]`):
             Classes to draw in the plane; none takes those with most images.
 
@@ -46,8 +43,8 @@ def draw_pictures(
         `list[tuple(str, Path)]`: captions and PNG files.
     """
     folder = output_dir / "plots"
-    if sweep_label is not None:
-        return _sweeps(folder, results, sweep_label)
+    if results["swept"]:
+        return _sweeps(folder, results)
     pictures = [
         (
             "The main figures; dots are seeds, lines one standard deviation over them.",
@@ -81,7 +78,7 @@ def _of_embeddings(
 ) -> list[tuple[str, Path]]:
     """Similarity matrices, and classes in the plane, of the first seed's models."""
     first_seed = [run for run in runs if run.seed == runs[0].seed][:MAX_ARMS_OF_EMBEDDINGS]
-    embedded = {run.arm: embeddings(run, evaluation) for run in first_seed}
+    embedded = {run.arm: embeddings(run, evaluation).test for run in first_seed}
     one = next(iter(embedded.values()))
     generator = torch.Generator().manual_seed(evaluation.args.seed)
     chosen = torch.randperm(len(one.image_embeds), generator=generator)[: plots.MATRIX_SAMPLES].sort().values
@@ -118,8 +115,8 @@ def _of_classes(embedded: EmbeddedSet, classes: list[int]) -> tuple[torch.Tensor
     return embedded.image_embeds[torch.cat(rows)], torch.cat(positions), embedded.class_embeds[classes]
 
 
-def _sweeps(folder: Path, results: dict, label: str) -> list[tuple[str, Path]]:
-    pictures = []
+def _sweeps(folder: Path, results: dict) -> list[tuple[str, Path]]:
+    label, pictures = ", ".join(results["swept"]), []
     for evaluation, tasks in results["results"].items():
         for task, name, by_arm in main_figures(tasks):
             measured = describe_figure(evaluation, task, name)

@@ -69,7 +69,7 @@ class Run:
     def cost(self) -> dict | None:
         """
         What the training took: `seconds` and `cpu_seconds` (`None` where it was interrupted), `peak_memory` and, on a GPU,
-        `gpu_memory` in bytes. `None` for a training that has not ended.
+        `gpu_memory` (of the first process) in bytes. `None` for a training that has not ended.
         """
         return json.loads(self.record_path.read_text())["cost"] if self.record_path.is_file() else None
 
@@ -108,6 +108,10 @@ def plan_runs(args: ComparisonArguments) -> list[Run]:
                 runs.append(Run(arm, seed, value, folder, tuple(argv)))
     if len({run.folder for run in runs}) < len(runs):
         raise ValueError(f"Some arms have names that differ in punctuation only: {', '.join(args.arms)}.")
+    if args.sweep_values and all(run.value is None for run in runs):
+        raise ValueError(
+            "Every arm sets all --sweep_arguments itself, so that nothing is swept. Leave them out of one."
+        )
     for run in runs:
         _check(run)
     return runs
@@ -122,10 +126,12 @@ def _check(run: Run) -> None:
     # argparse prints the usage before the one line that matters.
     with contextlib.redirect_stderr(io.StringIO()) as errors:
         try:
-            parse_arguments(list(run.argv))
+            _, data_args, training_args = parse_arguments(list(run.argv))
         except SystemExit as error:
             message = errors.getvalue().strip().splitlines()[-1].partition("error: ")[2]
             raise ValueError(f"{run.name}: {message}") from error
+    if training_args.push_to_hub or data_args.overfit_check is not None:
+        raise ValueError("A comparison takes neither push_to_hub nor overfit_check: leave them out of the recipe.")
     if run.record_path.is_file():
         trained = json.loads(run.record_path.read_text())["arguments"]
         if trained != _arguments(run):
@@ -198,7 +204,8 @@ def _environment(slot: int, num_parallel: int) -> dict[str, str]:
     if num_parallel == 1:
         return dict(os.environ)
     if gpus := torch.cuda.device_count():
-        return {**os.environ, "CUDA_VISIBLE_DEVICES": str(slot % gpus)}
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        return {**os.environ, "CUDA_VISIBLE_DEVICES": visible[slot % gpus]}
     return {**os.environ, "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num_parallel))}
 
 
@@ -229,9 +236,20 @@ def _train(run: Run, launcher: list[str], environment: dict[str, str], processes
         "seconds": seconds if is_new else None,
         "cpu_seconds": usage.ru_utime + usage.ru_stime if is_new else None,
         "peak_memory": usage.ru_maxrss * 1024,
-        "gpu_memory": last_log.get("train_mem_gpu_peaked_delta"),
+        "gpu_memory": _peak_gpu_memory(last_log),
     }
     run.record(cost)
+
+
+def _peak_gpu_memory(log: dict[str, float]) -> float | None:
+    """What was allocated when the Trainer was made, what was added to it, and how far the peak was above that."""
+    parts = (
+        "before_init_mem_gpu",
+        "init_mem_gpu_alloc_delta",
+        "train_mem_gpu_alloc_delta",
+        "train_mem_gpu_peaked_delta",
+    )
+    return sum(log[part] for part in parts) if parts[-1] in log else None
 
 
 @contextlib.contextmanager

@@ -22,10 +22,13 @@ def trainer_script(tmp_path, monkeypatch):
     """In place of run_cyclip.py: writes what a training leaves behind, or fails where the file `fail` is."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import json, pathlib, sys\n"
+        "import json, os, pathlib, sys\n"
         "if pathlib.Path(sys.argv[0]).with_name('fail').exists(): sys.exit('error: no such image')\n"
         "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])\n"
-        "(folder / 'trainer_state.json').write_text(json.dumps({'log_history': [{}]}))\n"
+        "log = {'before_init_mem_gpu': 1, 'init_mem_gpu_alloc_delta': 2, 'train_mem_gpu_alloc_delta': 4,"
+        "'train_mem_gpu_peaked_delta': 8}\n"
+        "(folder / 'trainer_state.json').write_text(json.dumps({'log_history': [log]}))\n"
+        "(folder / 'gpu').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))\n"
         "with open(folder / 'calls', 'a') as file: file.write(' '.join(sys.argv[1:]) + '\\n')\n"
     )
     monkeypatch.setattr("training.comparison.runs.SCRIPT", script)
@@ -60,6 +63,12 @@ def test_sweep_trains_an_arm_that_fixes_what_is_swept_once(arguments):
         ({"overrides": {"output_dir": "x"}}, "sets output_dir itself"),
         ({"arms": {"CLIP": {}, "clip": {}}}, "differ in punctuation only"),
         ({"recipe": "missing.yaml"}, "no recipe missing.yaml"),
+        ({"arms": {str(index): {} for index in range(8)}, "center": True}, "8 arms"),
+        ({"sweep_arguments": ["learning_rate"], "sweep_values": ["low"]}, "takes numbers: .*low"),
+        (
+            {"arms": {"A": {"seed_x": 1}}, "sweep_arguments": ["seed_x"], "sweep_values": ["1"]},
+            "nothing is swept",
+        ),
     ],
 )
 def test_bad_arguments_are_one_error_before_any_training(arguments, changed, message):
@@ -75,6 +84,23 @@ def test_trainings_that_ended_are_not_run_again(arguments, trainer_script, capsy
     assert calls(runs) == [1, 1, 1, 1]
     assert "3 of 4 trainings are there already" in capsys.readouterr().out
     assert all(run.cost()["seconds"] > 0 and run.cost()["peak_memory"] > 0 for run in runs)
+    assert runs[0].cost()["gpu_memory"] == 15
+
+
+def test_trainings_side_by_side_share_the_visible_gpus(arguments, trainer_script, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    runs = plan_runs(ComparisonArguments(**arguments, seeds=[0]))
+    train_runs(runs, num_parallel=2)
+    assert {(run.folder / "gpu").read_text() for run in runs} == {"4", "6"}
+
+
+@pytest.mark.parametrize("line", ["push_to_hub: true", "overfit_check: 8"])
+def test_a_recipe_that_publishes_or_saves_nothing_is_refused(arguments, tmp_path, line):
+    with (tmp_path / "recipe.yaml").open("a") as recipe:
+        recipe.write(f"{line}\n")
+    with pytest.raises(ValueError, match="neither push_to_hub nor overfit_check"):
+        plan_runs(ComparisonArguments(**arguments, seeds=[0]))
 
 
 def test_a_failed_training_says_why_and_is_run_again(arguments, trainer_script):
