@@ -1,13 +1,11 @@
 """All that a comparison has measured, side by side: the content of its results.json, which report and pictures are made of."""
 
 import json
-from pathlib import Path
 
-from evaluation.evaluation_set import EvaluationSet
 from evaluation.intervals import Measure
 from evaluation.suite import Figures
 from training.comparison.arguments import ComparisonArguments
-from training.comparison.measure import Evaluation
+from training.comparison.measure import Evaluation, short_name
 from training.comparison.results import difference, mean_and_std, number, with_means, without_means
 from training.comparison.runs import Run
 
@@ -89,11 +87,6 @@ def compare(
         "cost": cost,
         "results": results,
     }
-
-
-def short_name(data: EvaluationSet) -> str:
-    """What a set is called in reports: without the folders it lies in."""
-    return Path(data.name).name
 
 
 def _by_arm(figures: dict[str, list[Measure | float]], baselines: dict[str, str]) -> dict[str, dict]:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import HfArgumentParser
 
 from evaluation.arguments import DataArguments, EvaluationArguments
+from evaluation.evaluation_set import EvaluationSet
 from evaluation.intervals import Measure
 from evaluation.run_evaluation import EvaluationData, embed_all, load_data, run_protocols
 from evaluation.suite import EmbeddedSets, Figures, Protocol, choose_protocols
@@ -68,11 +69,21 @@ def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
             protocols = choose_protocols(evaluation_args.tasks, data.test, data.train, data.shifts)
         except (TypeError, ValueError) as error:
             raise ValueError(f"evaluation {name}: {error}") from error
+        shifts = [short_name(shift) for shift in data.shifts]
+        if len(set(shifts)) < len(shifts):
+            raise ValueError(
+                f"evaluation {name}: shifted sets need different names, got {', '.join(shifts)}. Rename a folder."
+            )
         evaluations.append(Evaluation(name, arguments, evaluation_args, data, protocols))
     class_names = evaluations[0].data.test.class_names or []
     if unknown := [name for name in args.plane_classes if name not in class_names]:
         raise ValueError(f"--plane_classes: {evaluations[0].name} has no class {unknown[0]}.")
     return evaluations
+
+
+def short_name(data: EvaluationSet) -> str:
+    """What a set is called in reports: without the folders it lies in."""
+    return Path(data.name).name
 
 
 def measure(run: Run, evaluation: Evaluation) -> dict[str, Figures]:

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from evaluation.plots import save
 from evaluation.suite import EmbeddedSet, first_captions
 from training.comparison import plots
-from training.comparison.comparison import short_name
 from training.comparison.figures import describe_figure, main_figures, swept_curves
-from training.comparison.measure import Evaluation, embeddings
+from training.comparison.measure import Evaluation, embeddings, short_name
 from training.comparison.runs import Run, slug
 
 
