@@ -66,7 +66,7 @@ def cached_step(
         leaf.requires_grad_()
     parts = compute_loss(**leaves)
     backward(parts.loss)
-    grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    grads = {name: leaf.grad for name, leaf in leaves.items()}
     scale_grad = grads.pop("logit_scale")
 
     for number, chunk in enumerate(chunks):
