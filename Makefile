@@ -13,7 +13,7 @@ quickstart: .venv/installed
 	@sed -n '/^| measured/,/^$$/p' outputs/quickstart/comparison/report.md
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
