@@ -13,7 +13,8 @@ import gc
 import time
 
 import torch
-from step_memory import TrainingStep, make_inputs, synchronize
+from peak_memory import synchronize
+from step_memory import TrainingStep, make_inputs
 
 from modeling_cyclip import CyCLIPConfig
 from training.build_model import MODEL_SIZES

@@ -7,14 +7,13 @@ peak above the inputs: of the allocator on a GPU, of the process elsewhere (Linu
 """
 
 import argparse
-import ctypes
-import gc
 import platform
 import statistics
 import time
 
 import torch
 import torch.nn.functional as F
+from peak_memory import PeakMemory, synchronize
 
 from modeling_cyclip import cyclip_loss
 
@@ -43,37 +42,10 @@ def product(image_embeds, text_embeds, logit_scale):
 CONTENDERS = {"product": product, "dense CLIP": dense_clip, "dense CyCLIP": dense_cyclip}
 
 
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def step(loss_function, inputs):
     for tensor in inputs:
         tensor.grad = None
     loss_function(*inputs).backward()
-
-
-def resident_kib(field):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(field))
-
-
-def peak_mb(loss_function, inputs, device):
-    for tensor in inputs:
-        tensor.grad = torch.zeros_like(tensor)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(loss_function, inputs)
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")  # resets the peak
-    before = resident_kib("VmRSS")
-    step(loss_function, inputs)
-    return (resident_kib("VmHWM") - before) * 1024 / 1e6
 
 
 def measure(n, dim, device, repeats):
@@ -86,7 +58,11 @@ def measure(n, dim, device, repeats):
     memory = {}
     for name, function in CONTENDERS.items():
         step(function, inputs)
-        memory[name] = peak_mb(function, inputs, device)
+        for tensor in inputs:
+            tensor.grad = torch.zeros_like(tensor)
+        with PeakMemory(device) as peak:
+            step(function, inputs)
+        memory[name] = peak.megabytes
     for _ in range(repeats):
         for name, function in CONTENDERS.items():
             synchronize(device)

@@ -8,8 +8,6 @@ Memory is the peak above weights, optimizer and inputs: of the allocator on a GP
 """
 
 import argparse
-import ctypes
-import gc
 import multiprocessing
 import platform
 import statistics
@@ -17,7 +15,7 @@ import time
 
 import torch
 from accelerate import Accelerator
-from loss_cost import resident_kib, synchronize
+from peak_memory import PeakMemory, synchronize
 
 from modeling_cyclip import CyCLIPConfig, CyCLIPModel
 from modeling_cyclip.gradient_cache import cached_step
@@ -69,23 +67,13 @@ def measure(batch_size, chunk_size, warmup_size, device):
     # Gradients and moments are there from the first step on.
     step(make_inputs(config, warmup_size, TEXT_LENGTH, device), None)
     inputs = make_inputs(config, batch_size, TEXT_LENGTH, device)
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as clear:
-            clear.write("5")  # resets the peak
-        before = resident_kib("VmRSS")
     synchronize(device)
-    start = time.perf_counter()
-    step(inputs, chunk_size)
-    synchronize(device)
-    seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() - before if device == "cuda" else 1024 * (resident_kib("VmHWM") - before)
-    return peak / 1e6, seconds
+    with PeakMemory(device) as peak:
+        start = time.perf_counter()
+        step(inputs, chunk_size)
+        synchronize(device)
+        seconds = time.perf_counter() - start
+    return peak.megabytes, seconds
 
 
 def main():

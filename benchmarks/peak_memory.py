@@ -1,0 +1,40 @@
+"""The peak memory of a piece of work."""
+
+import ctypes
+import gc
+
+import torch
+
+
+def synchronize(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class PeakMemory:
+    """Around the work; `megabytes` is then the peak above what was there before: of the allocator on a GPU, of the process
+    elsewhere (Linux)."""
+
+    def __init__(self, device):
+        self.on_gpu = device == "cuda"
+
+    def __enter__(self):
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            with open("/proc/self/clear_refs", "w") as clear:
+                clear.write("5")  # resets the peak
+            self.before = resident_bytes("VmRSS")
+        return self
+
+    def __exit__(self, *_):
+        peak = torch.cuda.max_memory_allocated() if self.on_gpu else resident_bytes("VmHWM")
+        self.megabytes = (peak - self.before) / 1e6
+
+
+def resident_bytes(field):
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
