@@ -4,6 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+# What the names of protocols end with that ran on centred embeddings.
+CENTRED = ", centred"
+
+
 def center(embeds: Tensor, mean: Tensor) -> Tensor:
     r"""
     Embeddings with the mean of their modality removed, unit-norm again. What a training is said to gain by closing the

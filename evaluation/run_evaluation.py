@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 
 from evaluation.arguments import DataArguments, EvaluationArguments
 from evaluation.benchmarks import open_benchmark
+from evaluation.centring import CENTRED
 from evaluation.encoder import Encoder, load_checkpoint
 from evaluation.evaluation_set import EvaluationSet, load_evaluation_set
 from evaluation.pictures import draw_pictures
@@ -129,7 +130,7 @@ def run_protocols(protocols: dict[str, Protocol], sets: EmbeddedSets, center: bo
     results = {name: protocol.run(sets) for name, protocol in protocols.items()}
     if center:
         sets = centered(sets)
-        results |= {f"{name}, centred": protocol.run(sets) for name, protocol in protocols.items() if protocol.centred}
+        results |= {f"{name}{CENTRED}": protocol.run(sets) for name, protocol in protocols.items() if protocol.centred}
     return results
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
+from evaluation.centring import CENTRED
+
 
 # The Hub's names of what a protocol measures; what a list lacks keeps its own name.
 TASK_TYPES = {
@@ -167,7 +169,7 @@ def eval_results(figures: Iterable[Figure]) -> list[EvalResult]:
     """For `model-index` in the metadata of a card: every figure, as it stands in its file."""
     return [
         EvalResult(
-            task_type=TASK_TYPES.get(figure.task.removesuffix(", centred"), OTHER_TASK_TYPE),
+            task_type=TASK_TYPES.get(figure.task.removesuffix(CENTRED), OTHER_TASK_TYPE),
             dataset_type=figure.dataset_id or figure.dataset_name,
             dataset_name=figure.dataset_name,
             dataset_split=figure.split,

@@ -8,11 +8,8 @@ import numpy as np
 import torch
 from scipy.stats import t
 
+from evaluation.centring import CENTRED
 from evaluation.intervals import Measure
-
-
-# The suffix of protocols that ran on embeddings without their modality's mean.
-CENTRED = ", centred"
 
 
 @dataclass(frozen=True)
