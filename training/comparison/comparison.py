@@ -110,8 +110,7 @@ def _by_arm(figures: dict[str, list[Measure | float]], baselines: dict[str, str]
 
 
 def _notes(run: Run) -> list[str]:
-    log = json.loads((run.folder / "trainer_state.json").read_text())["log_history"]
-    shares = [entry["repeated_captions"] for entry in log if "repeated_captions" in entry]
+    shares = [entry["repeated_captions"] for entry in run.log_history() if "repeated_captions" in entry]
     if not shares or (share := sum(shares) / len(shares)) < MENTIONED_SHARE:
         return []
     return [

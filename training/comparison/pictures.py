@@ -1,6 +1,5 @@
 """Which pictures a comparison gets, and their captions."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -66,8 +65,8 @@ def _histories(runs: list[Run]) -> dict[str, list[list[dict]]] | None:
     """By arm and seed what was logged; `None` where there are not two steps of it to draw a line through."""
     histories: dict[str, list[list[dict]]] = {}
     for run in runs:
-        log = json.loads((run.folder / "trainer_state.json").read_text())["log_history"]
-        histories.setdefault(run.arm, []).append([entry for entry in log if "contrastive_loss" in entry])
+        steps = [entry for entry in run.log_history() if "contrastive_loss" in entry]
+        histories.setdefault(run.arm, []).append(steps)
     shortest = min(len(log) for by_seed in histories.values() for log in by_seed)
     return histories if shortest > 1 else None
 

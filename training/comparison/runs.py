@@ -73,6 +73,10 @@ class Run:
         """
         return json.loads(self.record_path.read_text())["cost"] if self.record_path.is_file() else None
 
+    def log_history(self) -> list[dict]:
+        """What the Trainer of a training that has ended has logged."""
+        return json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
+
     def record(self, cost: dict | None) -> None:
         """Keeps what is trained here, and what it took once it has ended."""
         partial = self.record_path.with_suffix(".partial")
@@ -231,12 +235,11 @@ def _train(run: Run, launcher: list[str], environment: dict[str, str], processes
             f"The training of {run.name} ended with status {process.returncode}: {lines[-1] if lines else 'no output'}\n"
             f"The whole log is in {run.folder / 'log.txt'}. The same command goes on with what is missing."
         )
-    last_log = json.loads((run.folder / "trainer_state.json").read_text())["log_history"][-1]
     cost = {
         "seconds": seconds if is_new else None,
         "cpu_seconds": usage.ru_utime + usage.ru_stime if is_new else None,
         "peak_memory": usage.ru_maxrss * 1024,
-        "gpu_memory": _peak_gpu_memory(last_log),
+        "gpu_memory": _peak_gpu_memory(run.log_history()[-1]),
     }
     run.record(cost)
 
