@@ -47,7 +47,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[
     wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
     shown = np.sort(np.argsort(-wrong, kind="stable")[:MAX_CLASSES])
     shares = 100 * counts[np.ix_(shown, shown)] / np.maximum(counts[shown].sum(axis=1, keepdims=True), 1)
-    names = [_short(class_names[index]) for index in shown]
+    names = [short(class_names[index]) for index in shown]
 
     side = 2.5 + 0.28 * len(shown)
     figure = Figure(figsize=(side + 1, side))
@@ -84,7 +84,7 @@ def class_bars(labels: Tensor, predictions: Tensor, class_names: Sequence[str]) 
     axes = figure.subplots()
     positions = range(len(shown))
     axes.barh(positions, 100 * accuracies[shown], color=BLUE)
-    axes.set_yticks(positions, [f"{_short(class_names[index])} ({totals[index]:,})" for index in shown])
+    axes.set_yticks(positions, [f"{short(class_names[index])} ({totals[index]:,})" for index in shown])
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.axvline(100 * right.mean(), color=GREY, linestyle="--", label=f"all images: {100 * right.mean():.1f} %")
@@ -109,8 +109,8 @@ def similarity_heat_map(
     figure = Figure(figsize=(3.5 + 0.28 * len(column_names), 2.5 + 0.28 * len(row_names)))
     axes = figure.subplots()
     image = axes.imshow(similarities.float().cpu().numpy(), cmap="viridis")
-    axes.set_xticks(range(len(column_names)), [_short(name) for name in column_names], rotation=90)
-    axes.set_yticks(range(len(row_names)), [_short(name) for name in row_names])
+    axes.set_xticks(range(len(column_names)), [short(name) for name in column_names], rotation=90)
+    axes.set_yticks(range(len(row_names)), [short(name) for name in row_names])
     axes.set_title(title)
     figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
     return figure
@@ -144,11 +144,11 @@ def contact_sheet(
         axes.set_axis_off()
         for line, (text, right) in enumerate(texts[row]):
             height = 1 - (line + 0.5) / len(texts[row])
-            axes.text(0, height, _short(text, 90), color=GREEN if right else "black", va="center", fontsize=9)
+            axes.text(0, height, short(text, 90), color=GREEN if right else "black", va="center", fontsize=9)
     for row, (query, row_found) in enumerate(zip(queries, found, strict=True), start=len(images)):
         axes = figure.add_subplot(grid[row, :2])
         axes.set_axis_off()
-        axes.text(0, 0.5, textwrap.fill(_short(query, 120), 30), va="center", fontsize=9)
+        axes.text(0, 0.5, textwrap.fill(short(query, 120), 30), va="center", fontsize=9)
         for column, (image, right) in enumerate(row_found, start=2):
             _show(figure.add_subplot(grid[row, column]), image, right)
     figure.suptitle("Nearest texts of images, nearest images of texts (right ones green)")
@@ -162,7 +162,8 @@ def _show(axes: Axes, image: Image.Image, right: bool) -> None:
         spine.set(color=GREEN if right else GREY, linewidth=3 if right else 0.5)
 
 
-def _short(text: str, length: int = 28) -> str:
+def short(text: str, length: int = 28) -> str:
+    """A label that fits into a picture."""
     # A dollar sign would start a formula.
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 

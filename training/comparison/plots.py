@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from evaluation.plots import short
 from evaluation.shift import fit_line
 from training.comparison.figures import describe_figure, main_figures
 
@@ -103,7 +104,7 @@ def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequenc
         for axes, (title, (left, right)) in zip(row, pairs.items(), strict=True):
             shown = axes.imshow((left @ right.T).float().cpu().numpy(), cmap="cividis", vmin=-0.5, vmax=1)
             axes.set(title=f"{arm}: {title}", xticks=[], yticks=[])
-        row[0].set_yticks(range(len(names)), [name[:18].replace("$", r"\$") for name in names], fontsize=5)
+        row[0].set_yticks(range(len(names)), [short(name, 18) for name in names], fontsize=5)
     figure.colorbar(shown, ax=panels, label="cosine", shrink=0.6)
     return figure
 
@@ -131,7 +132,7 @@ def plane(embeds: dict[str, tuple[Tensor, Tensor, Tensor]], names: Sequence[str]
         for index, name in enumerate(names):
             own = images[(labels == index).cpu().numpy()]
             axes.scatter(*own.T, s=16, color=COLOURS[index], alpha=0.5, linewidth=0, marker=MARKERS[index])
-            axes.scatter(*texts[index], s=190, color=COLOURS[index], marker="*", edgecolor="white", label=name)
+            axes.scatter(*texts[index], s=190, color=COLOURS[index], marker="*", edgecolor="white", label=short(name))
         axes.set(title=arm, xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
         _plain(axes, grid=None)
