@@ -109,15 +109,14 @@ def _write(path: Path, arguments: str, results: dict[str, Figures]) -> None:
     for task, figures in results.items():
         numbers[task] = {}
         for name, figure in figures.items():
-            numbers[task][name] = None
             if not isinstance(figure, Measure):
                 numbers[task][name] = float(figure)
                 continue
-            tensors[f"{task}/{name}/scores"] = figure.scores.contiguous().cpu()
-            if figure.classes is not None:
-                tensors[f"{task}/{name}/classes"] = figure.classes.contiguous().cpu()
-    # safetensors refuses tensors that share memory, as the labels of several figures do.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            numbers[task][name] = None
+            for part in ("scores", "classes"):
+                if (tensor := getattr(figure, part)) is not None:
+                    # A copy: safetensors refuses tensors that share memory, as the labels of several figures do.
+                    tensors[f"{task}/{name}/{part}"] = tensor.cpu().clone(memory_format=torch.contiguous_format)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, {"arguments": arguments, "figures": json.dumps(numbers)})
     partial.replace(path)
