@@ -57,7 +57,11 @@ def draw_pictures(
             shifted = short_name(shift)
             scatter = plots.robustness(results["results"][evaluation.name]["shift"], shifted)
             path = save(scatter, folder / f"robustness-{slug(evaluation.name)}-{slug(shifted)}")
-            pictures.append((f"Accuracy under shift against accuracy without, {shifted}.", path))
+            caption = (
+                f"Accuracy under shift against accuracy without, {shifted}. The line is fitted to the baseline's seeds alone, "
+                "and means little where they lie close together."
+            )
+            pictures.append((caption, path))
     return pictures + _of_embeddings(folder, runs, evaluations[0], plane_classes)
 
 

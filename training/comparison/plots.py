@@ -77,7 +77,8 @@ def bars(results: dict) -> Figure:
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="%", xlim=(0, None))
-    axes.legend(frameon=False, loc="best", fontsize=8)
+    # Not among the bars, which may leave no room.
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     _plain(axes, grid="x")
     return figure
 
