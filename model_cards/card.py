@@ -4,7 +4,6 @@ python model_cards/card.py OUTPUT_DIR --model_id user/name --results results/res
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from model_cards.checkpoint_folder import RUN_RECORD, check_checkpoint, count_parameters
+from model_cards.checkpoint_folder import RUN_RECORD, check_checkpoint, count_parameters, sha256
 from model_cards.results import Evaluation, Figure, eval_results, read_results
 from model_cards.training_curve import draw_training_curve
 from training.comparison.report import answer_table
@@ -195,7 +194,7 @@ def write_card(output_dir: str | Path, card: ModelCard) -> None:
     """Saves a card as the folder's README.md, and how it was then."""
     path = Path(output_dir, CARD)
     card.save(path)
-    Path(output_dir, WRITTEN).write_text(_sha256(path) + "\n")
+    Path(output_dir, WRITTEN).write_text(sha256(path) + "\n")
 
 
 def write_model_card(output_dir: str | Path, model_id: str) -> None:
@@ -209,13 +208,9 @@ def write_model_card(output_dir: str | Path, model_id: str) -> None:
 def edited_card(output_dir: str | Path) -> ModelCard | None:
     """The folder's card, if somebody has written or edited it."""
     path, written = Path(output_dir, CARD), Path(output_dir, WRITTEN)
-    if not path.is_file() or (written.is_file() and written.read_text().strip() == _sha256(path)):
+    if not path.is_file() or (written.is_file() and written.read_text().strip() == sha256(path)):
         return None
     return ModelCard.load(path)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(argv: list[str] | None = None) -> None:

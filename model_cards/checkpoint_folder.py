@@ -1,9 +1,11 @@
 """What of an output folder is published, and whether its weights are whole."""
 
+import hashlib
 import json
 import math
-import struct
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 
 # What a training was told and where it ran: see run_record.py.
@@ -63,30 +65,30 @@ def check_checkpoint(output_dir: Path) -> None:
         if missing := sorted(name for name in named if not (output_dir / name).is_file()):
             raise ValueError(f"{index} names weights that are not there: {', '.join(missing)}.")
     for path in weight_files(output_dir):
-        _read_header(path)
+        _read_shapes(path)
 
 
 def count_parameters(output_dir: Path) -> int:
-    """Numbers in the weights, as their headers give the shapes; what batch norm counts along is no parameter."""
+    """Numbers in the weights; what batch norm counts along is no parameter."""
     return sum(
-        math.prod(tensor["shape"])
+        math.prod(shape)
         for path in weight_files(output_dir)
-        for name, tensor in _read_header(path).items()
+        for name, shape in _read_shapes(path).items()
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
     )
 
 
-def _read_header(path: Path) -> dict[str, dict]:
-    # https://huggingface.co/docs/safetensors: eight bytes of length, a JSON header, the tensors.
+def _read_shapes(path: Path) -> dict[str, list[int]]:
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        whole = path.stat().st_size == 8 + length + end
-    except (struct.error, ValueError, OverflowError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path} is cut off: it is not a whole safetensors file. Save the model again.")
-    return header
+        with safe_open(path, "pt") as weights:
+            return {name: weights.get_slice(name).get_shape() for name in weights.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut off or damaged: {error}. Save the model again.") from error
+
+
+def sha256(content: Path | bytes) -> str:
+    """What the Hub tells large files apart by."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

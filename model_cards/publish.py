@@ -26,7 +26,7 @@ from model_cards.card import (
     read_comparison,
     write_card,
 )
-from model_cards.checkpoint_folder import check_checkpoint, left_out, published_files, weight_files
+from model_cards.checkpoint_folder import check_checkpoint, left_out, published_files, sha256, weight_files
 from model_cards.publish_space import plan_space, publish_space, space_images
 from model_cards.repository import (
     NOTHING,
@@ -36,7 +36,6 @@ from model_cards.repository import (
     describe,
     read_published,
     saying_how_to_go_on,
-    sha256,
 )
 from model_cards.results import Evaluation, eval_result_entries, eval_results
 

@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import RepoFile
 
 from model_cards.card import CARD
+from model_cards.checkpoint_folder import sha256
 
 
 CARDS = {"model": ModelCard, "space": SpaceCard}
@@ -116,13 +117,6 @@ def describe(uploads: Mapping[str, Path | bytes], deletions: Sequence[str], publ
             state = "replaces" if path in published.files else "new"
         lines.append(f"  {state:>8}  {size:>13,}  {path}")
     return "\n".join([*lines, *(f"   deleted  {published.files[path].size:>13,}  {path}" for path in deletions)])
-
-
-def sha256(content: Path | bytes) -> str:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
