@@ -10,17 +10,27 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Written last, so that a checkpoint without it was cut off while being written.
-COMPLETE_MARKER = "complete"
-
-
-def mark_complete(checkpoint: str | Path) -> None:
-    (Path(checkpoint) / COMPLETE_MARKER).touch()
+# One is written first and the other last, so that a checkpoint that was cut off has the first alone.
+INCOMPLETE_MARKER, COMPLETE_MARKER = "incomplete", "complete"
 
 
 def mark_incomplete(checkpoint: str | Path) -> None:
     """To be called before a checkpoint is written (over an older one of the same step)."""
-    (Path(checkpoint) / COMPLETE_MARKER).unlink(missing_ok=True)
+    checkpoint = Path(checkpoint)
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / INCOMPLETE_MARKER).touch()
+    (checkpoint / COMPLETE_MARKER).unlink(missing_ok=True)
+
+
+def mark_complete(checkpoint: str | Path) -> None:
+    """To be called when all of it is written."""
+    checkpoint = Path(checkpoint)
+    (checkpoint / COMPLETE_MARKER).touch()
+    (checkpoint / INCOMPLETE_MARKER).unlink(missing_ok=True)
+
+
+def is_complete(checkpoint: str | Path) -> bool:
+    return (Path(checkpoint) / COMPLETE_MARKER).is_file()
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -36,16 +46,19 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
         `str`: its folder, or `None` where there is none.
     """
     for path in _newest_first(output_dir):
-        if _is_complete(path):
+        if is_complete(path):
             return str(path)
         logger.warning(f"{path} was cut off while being written and is passed over.")
     return None
 
 
 def remove_incomplete(output_dir: str | Path) -> None:
-    """Deletes the checkpoints that were cut off: counted among the newest, they would push out complete ones."""
+    """
+    Deletes the checkpoints that were cut off: counted among the newest, they would push out complete ones. Those of other
+    Trainers, which have no marker, stay.
+    """
     for path in _newest_first(output_dir):
-        if not _is_complete(path):
+        if (path / INCOMPLETE_MARKER).is_file() and not is_complete(path):
             shutil.rmtree(path)
 
 
@@ -55,7 +68,3 @@ def _newest_first(output_dir: str | Path) -> list[Path]:
         if match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name):
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found, reverse=True)]
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    return (checkpoint / COMPLETE_MARKER).is_file()

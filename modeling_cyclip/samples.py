@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from transformers.utils import is_datasets_available
 
 from .images import BrokenImageError, load_image
 from .sampler import keyed_choice, keyed_seed
@@ -43,7 +44,7 @@ class CaptionedSamples(Dataset):
     """
 
     def __init__(self, dataset: Dataset, seed: int, min_image_size: int | None = None, augment: Augment | None = None):
-        self.dataset = dataset
+        self.dataset = _with_files(dataset)
         self.seed = seed
         self.min_image_size = min_image_size
         self.augment = augment
@@ -88,7 +89,8 @@ class CaptionedSamples(Dataset):
                     draws = random.Random(keyed_seed(*key, index, AUGMENTATION))
                     sample["augmented_image"], sample["augmented_caption"] = self.augment(image, caption, draws)
                 return sample
-            index = self._untaken(choices, taken)
+            # A repeat is a false negative in training; an evaluation counts it once.
+            index = choices.randrange(len(self)) if epoch is None else self._untaken(choices, taken)
             taken.add(index)
         raise ValueError(
             f"{len(broken)} images in a row could not be read, the last one: {broken.popitem()[1]}. Check the image column "
@@ -104,6 +106,40 @@ class CaptionedSamples(Dataset):
         while (index := choices.randrange(len(self))) in taken:
             pass
         return index
+
+
+def is_table(dataset: Dataset) -> bool:
+    """Whether it is a `datasets.Dataset`, of which a column can be read without reading the others."""
+    if not is_datasets_available():
+        return False
+    import datasets
+
+    return isinstance(dataset, datasets.Dataset)
+
+
+def check_columns(dataset: Dataset) -> None:
+    r"""
+    Raises:
+        `ValueError`: a table without a column `image` or `caption`.
+    """
+    if not is_table(dataset) or dataset.format["type"] == "custom":
+        return
+    for column in ("image", "caption"):
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"The data has no column `{column}`, but {', '.join(dataset.column_names)}: rename the one that is meant, "
+                f'`dataset.rename_column("...", "{column}")`.'
+            )
+
+
+def _with_files(dataset: Dataset) -> Dataset:
+    """Images of a table undecoded, so that a broken one is met in [`load_image`] alone. A transform of its own stays."""
+    if not is_table(dataset) or dataset.format["type"] == "custom":
+        return dataset
+    import datasets
+
+    decodes = isinstance(dataset.features["image"], datasets.Image)
+    return dataset.cast_column("image", datasets.Image(decode=False)) if decodes else dataset
 
 
 @dataclass

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from torch.utils.data import Dataset
-from transformers.utils import is_datasets_available, logging
+from transformers.utils import logging
 
 from .sampler import EpochSampler
+from .samples import is_table
 from .shard_sampler import ShardSampler, UniqueCaptionShardSampler
 from .unique_captions import UniqueCaptionSampler
 
@@ -32,14 +33,13 @@ def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicat
     Raises:
         `ValueError`: a dataset that does not fill one batch.
     """
-    is_table = _is_table(dataset)
-    in_shards = is_table and "shard" in dataset.column_names
+    in_shards = is_table(dataset) and "shard" in dataset.column_names
     if in_shards:
         shards = dataset.with_format("numpy", columns=["shard"])[:]["shard"]
         sampler = ShardSampler(shards, batch_size, seed)
     else:
         sampler = EpochSampler(len(dataset), batch_size, seed)
-    if not no_duplicate_captions or not is_table:
+    if not no_duplicate_captions or not is_table(dataset):
         return sampler
     captions = _captions(dataset)
     if in_shards:
@@ -61,12 +61,3 @@ def _captions(dataset: Dataset) -> Iterator[str | list[str]]:
     # By batches: iterating over the column itself would take its rows one by one.
     for batch in dataset.select_columns("caption").iter(batch_size=1000):
         yield from batch["caption"]
-
-
-def _is_table(dataset: Dataset) -> bool:
-    """Whether a column can be read without reading the others."""
-    if not is_datasets_available():
-        return False
-    import datasets
-
-    return isinstance(dataset, datasets.Dataset)

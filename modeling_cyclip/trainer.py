@@ -6,16 +6,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitInfo
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from .blockwise import in_batch_recall
 from .broken_images import BrokenImages
-from .checkpoints import mark_complete, mark_incomplete, remove_incomplete
+from .checkpoints import is_complete, last_complete_checkpoint, mark_complete, mark_incomplete, remove_incomplete
 from .data_collator import CyCLIPDataCollator
 from .extra_metrics import ExtraMetricsMixin
 from .gradient_cache import cached_step
@@ -30,7 +31,7 @@ from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import decay_parameter_names, set_tower_learning_rates
 from .publishing import PublishingMixin
 from .sampler import EpochSampler
-from .samples import Augment, CaptionedSamples, SampleCollator
+from .samples import Augment, CaptionedSamples, SampleCollator, check_columns
 from .train_sampler import make_train_sampler
 from .training_args import CyCLIPTrainingArguments
 from .weighted_mean import WeightedMean
@@ -123,10 +124,17 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         if not isinstance(args, CyCLIPTrainingArguments):
             raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
         eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
-        if any(isinstance(dataset, IterableDataset) for dataset in (train_dataset, *eval_datasets)):
+        for dataset in (train_dataset, *eval_datasets):
+            if isinstance(dataset, IterableDataset):
+                raise ValueError(
+                    "CyCLIPTrainer reads rows by index, which an IterableDataset has not: pass a `datasets.Dataset`, such "
+                    "as `load_dataset` gives without `streaming=True`."
+                )
+            check_columns(dataset)
+        if unused := {"compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"} & kwargs.keys():
             raise ValueError(
-                "CyCLIPTrainer reads rows by index, which an IterableDataset has not: pass a `datasets.Dataset`, such as "
-                "`load_dataset` gives without `streaming=True`."
+                f"CyCLIPTrainer has no use for `{min(unused)}`: the loss belongs to the model, and evaluation computes no "
+                "logits. Metrics of your own go into `extra_metrics`."
             )
         if data_collator is None:
             if processing_class is None:
@@ -137,8 +145,6 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         self.augment = augment
         if eval_dataset is None and extra_metrics is not None:
             eval_dataset = {}  # transformers refuses to evaluate without a set; this one has no pairs
-        if args.world_size > 1:
-            make_logit_scale_one_dimensional(model)
         super().__init__(
             model=model,
             args=args,
@@ -149,66 +155,57 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             callbacks=[ClampLogitScale(), HealthCallback(), *(callbacks or [])],
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            make_logit_scale_one_dimensional(model)
+        self._sampled_dataset = None
         if train_dataset is not None:
-            self._train_sampler = make_train_sampler(
-                train_dataset,
-                self._train_batch_size * args.world_size,
-                self._data_seed(),
-                no_duplicate_captions=args.no_duplicate_captions,
-            )
+            self._get_train_sampler()  # says at once if the set is too small
         self.broken_images = BrokenImages("training")
         self._broken_images_by_evaluation: dict[str, BrokenImages] = {}
         self._train_parts = WeightedMean()
 
-    def get_train_dataloader(self) -> DataLoader:
-        if self.train_dataset is None:
-            return super().get_train_dataloader()
-        return self._get_dataloader(
-            dataset=self._samples(self.train_dataset, self.augment),
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
-        """The sampler of [`CaptionedSamples`]; made once, since it may have to read all captions."""
-        return self._train_sampler
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        elif eval_dataset is None:
-            eval_dataset = self.eval_dataset
-        if eval_dataset is None:
-            return super().get_eval_dataloader()
-        return self._get_dataloader(
-            dataset=self._samples(eval_dataset),
-            description="Evaluation",
-            batch_size=self.args.eval_batch_size,
-            sampler_fn=self._get_eval_sampler,
-        )
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        return self.get_eval_dataloader(test_dataset)
-
-    def _samples(self, dataset: Dataset, augment: Augment | None = None) -> CaptionedSamples:
+    def _get_dataloader(
+        self, dataset: Dataset, description: str, *args, is_training: bool = False, **kwargs
+    ) -> DataLoader:
         # How small a JPEG may be decoded is known to who processes the images.
         min_image_size = getattr(self.data_collator, "min_image_size", None)
-        return CaptionedSamples(dataset, self._data_seed(), min_image_size, augment)
-
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+        samples = CaptionedSamples(dataset, self._data_seed(), min_image_size, self.augment if is_training else None)
+        return super()._get_dataloader(samples, description, *args, is_training=is_training, **kwargs)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         # The one place where transformers lets a dataset have a collator of its own.
         return SampleCollator(data_collator)
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
+        """The sampler of [`CaptionedSamples`]; made once for a set, since it may have to read all captions."""
+        if self._sampled_dataset is not self.train_dataset:
+            self._train_sampler = make_train_sampler(
+                self.train_dataset,
+                self._train_batch_size * self.args.world_size,
+                self._data_seed(),
+                no_duplicate_captions=self.args.no_duplicate_captions,
+            )
+            self._sampled_dataset = self.train_dataset
+        return self._train_sampler
+
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        # transformers would take the one with the highest number, cut off or not.
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no complete checkpoint to go on from.")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        rates = self.args.vision_learning_rate, self.args.text_learning_rate
-        set_tower_learning_rates(optimizer, self.model if model is None else model, *rates)
-        optimizer.register_load_state_dict_post_hook(fit_optimizer_state)
+        if is_new:
+            rates = self.args.vision_learning_rate, self.args.text_learning_rate
+            set_tower_learning_rates(optimizer, self.model if model is None else model, *rates)
+            optimizer.register_load_state_dict_post_hook(fit_optimizer_state)
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -228,6 +225,7 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         if self.args.gradient_cache_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         parts, image_embeds, text_embeds = cached_step(
             model,
@@ -238,6 +236,9 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             no_sync=partial(self.accelerator.no_sync, model),
         )
         self._remember(parts._asdict(), image_embeds, text_embeds, inputs)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
         return parts.loss.detach()
 
     def compute_loss(
@@ -268,6 +269,8 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         account = self.broken_images if self.model.training else self._broken_eval_images
         account.meet(inputs.pop("broken_images", {}))
         self._sample_index = inputs.pop("sample_index", None)
+        # Contrastive collators of transformers' examples say so; here it always is.
+        inputs.pop("return_loss", None)
         return super()._prepare_inputs(inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -298,20 +301,30 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+            self._complete(checkpoint)
         # torch and safetensors raise nearly anything when a disk is full.
         except Exception as error:
+            if is_complete(checkpoint):
+                raise
             raise RuntimeError(
-                f"{checkpoint} could not be written to its end; older ones are whole. With space on the disk, "
-                "--resume_from_checkpoint goes on from the newest of them."
+                f"{checkpoint} could not be written to its end; older ones are whole. With space on the disk, resuming "
+                "goes on from the newest of them."
             ) from error
         finally:
             self.args.save_total_limit = save_total_limit
+        if self.args.should_save:
+            if save_total_limit is not None:
+                remove_incomplete(run_dir)
+            rotate_checkpoints(run_dir, save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._complete(checkpoint_folder)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _complete(self, checkpoint: str) -> None:
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(checkpoint)
-            if save_total_limit is not None:
-                remove_incomplete(run_dir)
-            rotate_checkpoints(run_dir, save_total_limit, self.state.best_model_checkpoint)
 
     def evaluation_loop(
         self,

@@ -1,5 +1,6 @@
 """Arguments of [`CyCLIPTrainer`]."""
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -81,6 +82,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.per_device_train_batch_size
+        if self.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+            raise ValueError(
+                "DeepSpeed is not supported: shard a model that is too large for a device by FSDP instead."
+            )
         super().__post_init__()
         if not 0 <= self.cyclic_warmup_ratio <= 1:
             raise ValueError(
@@ -95,6 +100,18 @@ class CyCLIPTrainingArguments(TrainingArguments):
                 "`gradient_accumulation_steps` would split the contrastive batch and shrink the number of negatives. Set "
                 "`per_device_train_batch_size` to the batch that the loss should see, and "
                 "`gradient_cache_chunk_size` to the pairs that fit into memory at once."
+            )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "`auto_find_batch_size` would shrink the contrastive batch. Keep the batch, and set "
+                "`gradient_cache_chunk_size` to the pairs that fit into memory at once."
+            )
+        if self.label_smoothing_factor != 0:
+            raise ValueError("`label_smoothing_factor` has no effect: the loss belongs to the model.")
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"`train_sampling_strategy` must be 'random', got {self.train_sampling_strategy!r}: what meets in a batch "
+                "are each other's negatives."
             )
         if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
             raise ValueError(f"`gradient_cache_chunk_size` must be at least 1, got {self.gradient_cache_chunk_size}.")

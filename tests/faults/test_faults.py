@@ -1,13 +1,18 @@
 """Trainings that are cut off where it hurts, and the same command again; images that cannot be read."""
 
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments
+from modeling_cyclip.checkpoints import last_complete_checkpoint, mark_incomplete
 from tests.invariant.trajectory import SCRIPT, command, environment, read_trajectory, write_pairs
 
 
@@ -62,13 +67,54 @@ def test_the_same_command_after_each_fault_ends_with_the_weights_of_the_uninterr
     assert all(actual[name].equal(tensor) for name, tensor in expected.items())
 
 
-def test_checkpoints_that_were_cut_off_push_out_no_complete_one(model, processor, pairs, tmp_path):
-    cut_off = tmp_path / "checkpoint-9"
-    cut_off.mkdir()
-    options = {"max_steps": 2, "save_steps": 1, "save_total_limit": 1, "per_device_train_batch_size": 8}
-    arguments = CyCLIPTrainingArguments(str(tmp_path), **options, use_cpu=True, disable_tqdm=True, report_to="none")
-    CyCLIPTrainer(model, arguments, train_dataset=pairs, processing_class=processor).train()
+@pytest.fixture
+def make_trainer(model, processor, pairs, tmp_path):
+    def make(**options):
+        options = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 8, "report_to": "none", **options}
+        arguments = CyCLIPTrainingArguments(str(tmp_path), **options, use_cpu=True, disable_tqdm=True)
+        return CyCLIPTrainer(model, arguments, train_dataset=pairs, processing_class=processor)
+
+    return make
+
+
+def test_checkpoints_that_were_cut_off_push_out_no_complete_one(make_trainer, tmp_path):
+    mark_incomplete(tmp_path / "checkpoint-9")
+    make_trainer(save_total_limit=1).train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_older_checkpoints_of_another_training_go_first_and_those_of_another_trainer_count(make_trainer, tmp_path):
+    for step, age in ((1000, 3600), (7, 60)):
+        other = tmp_path / f"checkpoint-{step}"
+        other.mkdir()
+        os.utime(other, (time.time() - age,) * 2)
+    make_trainer(save_total_limit=3).train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-7", "checkpoint-1", "checkpoint-2"}
+
+
+def test_true_resumes_from_the_last_complete_checkpoint(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
+        make_trainer().train(resume_from_checkpoint=True)
+    make_trainer().train()
+    mark_incomplete(tmp_path / "checkpoint-2")
+    resumed = make_trainer(max_steps=3)
+    read = []
+    resumed.training_step = lambda *args: (
+        read.append(resumed.state.global_step) or CyCLIPTrainer.training_step(resumed, *args)
+    )
+    resumed.train(resume_from_checkpoint=True)
+    assert read == [1, 2]
+
+
+def test_a_hub_that_fails_is_no_checkpoint_that_failed(make_trainer, tmp_path, monkeypatch):
+    def fail(self, checkpoint):
+        raise ConnectionError("the Hub is down")
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", fail)
+    with pytest.raises(ConnectionError, match="the Hub is down"):
+        make_trainer(push_to_hub=True).train()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 
 def damage(image, kind):

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset, Image
 from transformers import CLIPConfig, CLIPModel, TrainingArguments
 
-from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments, cyclip_loss
+from modeling_cyclip import CyCLIPDataCollator, CyCLIPTrainer, CyCLIPTrainingArguments, cyclip_loss
 
 
 LOSS_PARTS = ("contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
@@ -221,6 +222,10 @@ def test_streams_are_refused(model, processor, pairs, tmp_path, wrap):
         ({"gradient_accumulation_steps": 2}, "per_device_train_batch_size"),
         ({"cyclic_warmup_ratio": 1.5}, "cyclic_warmup_ratio"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
+        ({"auto_find_batch_size": True}, "gradient_cache_chunk_size"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy"),
+        ({"deepspeed": "zero2.json"}, "FSDP"),
     ],
 )
 def test_arguments_that_would_break_the_loss_are_refused(tmp_path, options, message):
@@ -228,8 +233,75 @@ def test_arguments_that_would_break_the_loss_are_refused(tmp_path, options, mess
         CyCLIPTrainingArguments(output_dir=str(tmp_path), **options)
 
 
-def test_mixed_precision_trains_with_a_float32_loss(make_trainer):
-    trainer = make_trainer(bf16=True)
+def test_mixed_precision_trains_with_a_float32_loss(make_trainer, monkeypatch):
+    trainer = make_trainer(bf16=True, logging_steps=1)
+    compute_loss, expected = trainer.model.compute_loss, []
+
+    def remembering(image_embeds, text_embeds, logit_scale, *args, **kwargs):
+        embeds = image_embeds.detach().double(), text_embeds.detach().double()
+        expected.append(cyclip_loss(*embeds, logit_scale.detach().double()).loss.item())
+        return compute_loss(image_embeds, text_embeds, logit_scale, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.model, "compute_loss", remembering)
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    assert torch.tensor(losses).isfinite().all()
+    assert losses == pytest.approx(expected, rel=1e-6) and len(losses) == 4
+
+
+def test_training_goes_on_when_it_is_asked_for_again(make_trainer, model, pairs):
+    trainer = make_trainer()
+    trainer.train()
+    before = model.text_projection.weight.detach().clone()
+    trainer.train_dataset = pairs.select(range(8))
+    trainer.train()
+    assert not torch.equal(model.text_projection.weight, before)
+
+
+def test_a_broken_image_in_a_decoded_column_ends_no_training_and_no_evaluation(model, processor, pairs, tmp_path):
+    rows = [
+        {**row, "image": {"bytes": b"no image", "path": None}} if not index else row for index, row in enumerate(pairs)
+    ]
+    broken = Dataset.from_list(rows, features=pairs.features).cast_column("image", Image())
+    options = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "num_train_epochs": 1}
+    arguments = CyCLIPTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no", **options)
+    trainer = CyCLIPTrainer(
+        model, arguments, train_dataset=broken, eval_dataset=broken.select(range(10)), processing_class=processor
+    )
+    trainer.train()
+    assert trainer.state.log_history[-1]["broken_images"] == 1
+    output = model(**trainer.data_collator([pairs[index] for index in range(1, 10)]))
+    expected = cyclip_loss(output.image_embeds, output.text_embeds, output.logit_scale)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
+
+
+def test_workers_of_an_evaluation_serve_the_next(make_trainer):
+    trainer = make_trainer(dataloader_persistent_workers=True, dataloader_num_workers=1)
+    assert trainer.get_eval_dataloader() is trainer.get_eval_dataloader()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_optimizers_with_modes_are_in_training_mode_at_every_step(make_trainer, chunk_size, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.optim.AdamW, "train", lambda self: modes.append("train"), raising=False)
+    make_trainer(gradient_cache_chunk_size=chunk_size).train()
+    assert modes == ["train"] * 4
+
+
+def test_a_collator_may_ask_for_the_loss(model, processor, pairs, tmp_path):
+    collator = CyCLIPDataCollator(processor)
+    arguments = CyCLIPTrainingArguments(
+        str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=1, per_device_train_batch_size=8, save_strategy="no"
+    )
+    trainer = CyCLIPTrainer(
+        model, arguments, train_dataset=pairs, data_collator=lambda rows: {**collator(rows), "return_loss": True}
+    )
+    assert trainer.train().global_step == 1
+
+
+def test_data_with_other_columns_and_functions_without_use_are_refused(model, processor, pairs, tmp_path):
+    arguments = CyCLIPTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match="no column `caption`, but image, text"):
+        renamed = pairs.rename_column("caption", "text")
+        CyCLIPTrainer(model, arguments, eval_dataset=renamed, processing_class=processor)
+    with pytest.raises(ValueError, match="no use for `compute_metrics`"):
+        CyCLIPTrainer(model, arguments, train_dataset=pairs, processing_class=processor, compute_metrics=len)
