@@ -225,7 +225,8 @@ def parse_with_config(dataclass_types: tuple[type, ...], argv: list[str] | None,
     parser = HfArgumentParser(dataclass_types, allow_abbrev=False, description=description)
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":
-            action.nargs, action.const = "?", "true"
+            action.nargs, action.const = "?", True
+            action.type = lambda text: text.lower() == "true" or text
             action.help = "Go on from the last complete checkpoint of --output_dir, or from the one given."
         if action.type is dict:
             action.type = json.loads
@@ -253,7 +254,10 @@ def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict:
         parser.error(f"--config {path} cannot be read: {error}")
     if not isinstance(values, dict):
         parser.error(f"--config {path} must hold `argument: value` lines.")
-    known = {action.dest for action in parser._actions}
-    if unknown := sorted(set(values) - known):
+    takes_list = {action.dest: action.nargs in ("+", "*") for action in parser._actions}
+    if unknown := sorted(set(values) - set(takes_list)):
         parser.error(f"--config {path} has arguments that do not exist: {', '.join(unknown)}.")
-    return values
+    return {
+        name: [value] if takes_list[name] and not isinstance(value, list | None) else value
+        for name, value in values.items()
+    }

@@ -1,10 +1,11 @@
 """Captioned datasets from tables, folders, shards and the Hub, brought to one form: columns `image` and `caption`."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from datasets import ClassLabel, Dataset, Image, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from evaluation.evaluation_set import resolve_image_paths
@@ -16,6 +17,9 @@ from training.shards import load_shards
 logger = logging.getLogger(__name__)
 
 TEXT = (Value("string"), Value("large_string"))
+
+# What `datasets` has where an image has no label.
+MISSING_LABELS = (None, -1)
 
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -90,17 +94,16 @@ def _captioned(dataset: Dataset, args: DataArguments, max_samples: int | None, p
     dataset = _first(dataset, max_samples)
     if len(dataset) == 0:
         raise ValueError(f"The {purpose} set is empty.")
-    dataset = _with_images(dataset, args.image_column)
-    dataset = _with_captions(dataset, args.caption_column, args.caption_templates)
-    dataset = dataset.select_columns(["image", "caption"])
+    # Column by column, so that putting captions into form copies no images.
+    images = _images(dataset, args.image_column)
+    captions = _captions(dataset, args.caption_column, args.caption_templates)
+    dataset = concatenate_datasets([images, captions], axis=1)
     num_rows = len(dataset)
-    dataset = dataset.filter(_has_caption, input_columns="caption", desc="Dropping empty captions")
+    dataset = dataset.filter(_has_caption, input_columns="caption", desc="Dropping pairs without a caption")
     if len(dataset) == 0:
-        raise ValueError(f"All {num_rows} captions of the {purpose} set are empty.")
+        raise ValueError(f"None of the {num_rows} {purpose} pairs has a caption.")
     if len(dataset) < num_rows:
-        logger.warning(
-            f"{num_rows - len(dataset)} of {num_rows} {purpose} pairs have an empty caption and are left out."
-        )
+        logger.warning(f"{num_rows - len(dataset)} of {num_rows} {purpose} pairs have no caption and are left out.")
     _check_images(dataset, purpose)
     return dataset
 
@@ -112,22 +115,19 @@ def _check_column(dataset: Dataset, column: str, option: str) -> None:
         )
 
 
-def _with_images(dataset: Dataset, column: str) -> Dataset:
+def _images(dataset: Dataset, column: str) -> Dataset:
     _check_column(dataset, column, "--image_column")
     feature = dataset.features[column]
     if not (isinstance(feature, Image) or feature in TEXT):
         raise ValueError(
             f"Column '{column}' holds {_describe(feature)}, not images or paths of images. Set --image_column."
         )
-    if column != "image":
-        dataset = dataset.remove_columns([name for name in dataset.column_names if name == "image"])
-        dataset = dataset.rename_column(column, "image")
-    return dataset.cast_column("image", Image(decode=False))
+    return dataset.select_columns(column).rename_columns({column: "image"}).cast_column("image", Image(decode=False))
 
 
-def _with_captions(dataset: Dataset, column: str, templates: list[str] | None) -> Dataset:
+def _captions(dataset: Dataset, column: str, templates: list[str] | None) -> Dataset:
     _check_column(dataset, column, "--caption_column")
-    feature = dataset.features[column]
+    dataset, feature = dataset.select_columns(column), dataset.features[column]
     if isinstance(feature, ClassLabel):
         if not templates:
             raise ValueError(
@@ -138,27 +138,33 @@ def _with_captions(dataset: Dataset, column: str, templates: list[str] | None) -
             raise ValueError(f"Caption templates need a {{}} for the class name: {wrong[0]!r} has none.")
         names = [name.replace("_", " ") for name in feature.names]
         captions = [[template.format(name) for template in templates] for name in names]
-        dataset = dataset.map(
-            lambda label: {"caption": captions[label]},
-            input_columns=column,
-            remove_columns=column if column == "caption" else None,
-            desc="Putting labels into words",
-        )
-        return dataset
+        return _with_lists(dataset, lambda label: [] if label in MISSING_LABELS else captions[label])
     if templates:
         raise ValueError(f"--caption_templates goes with a class label column; '{column}' holds {_describe(feature)}.")
-    is_list = isinstance(feature, List) and feature.feature in TEXT
-    if not (is_list or feature in TEXT):
+    if isinstance(feature, List | LargeList) and feature.feature in TEXT:
+        return _with_lists(dataset, lambda texts: [text for text in texts or [] if _has_caption(text)])
+    if feature not in TEXT:
         raise ValueError(
             f"Column '{column}' holds {_describe(feature)}, not captions (text or lists of texts). Set --caption_column."
         )
-    if column != "caption":
-        dataset = dataset.remove_columns([name for name in dataset.column_names if name == "caption"])
-        dataset = dataset.rename_column(column, "caption")
-    return dataset
+    return dataset.rename_columns({column: "caption"})
+
+
+def _with_lists(dataset: Dataset, to_captions: Callable[[Any], list[str]]) -> Dataset:
+    """The only column as lists of captions."""
+    (column,) = dataset.column_names
+    return dataset.map(
+        lambda value: {"caption": to_captions(value)},
+        input_columns=column,
+        remove_columns=column,
+        features=Features(caption=List(Value("string"))),
+        desc="Reading captions",
+    )
 
 
 def _describe(feature) -> str:
+    if isinstance(feature, List | LargeList):
+        return f"lists of {_describe(feature.feature)}"
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 

@@ -1,5 +1,7 @@
 """Whether a training, as it is set up, can memorise a few pairs: the first thing to know where nothing is learnt."""
 
+from datasets import Dataset
+
 from modeling_cyclip import CyCLIPTrainingArguments
 from training.arguments import DataArguments
 
@@ -10,28 +12,35 @@ STEPS = 300
 MEMORISED_RECALL = 0.95
 
 
-def set_up_overfit_check(data_args: DataArguments, training_args: CyCLIPTrainingArguments) -> None:
+def set_up_overfit_check(
+    train_dataset: Dataset, data_args: DataArguments, training_args: CyCLIPTrainingArguments
+) -> Dataset:
     """
-    Turns the arguments into those of the check: N pairs, in one batch where they fit, `STEPS` steps or the `--max_steps`
-    given, a warm-up that fits into them, and nothing evaluated, saved or published.
+    The pairs of the check, the first N or all there are. Turns the arguments into those of the check: the pairs in one
+    batch where they fit, `STEPS` steps or the `--max_steps` given, a warm-up that fits into them, and nothing evaluated,
+    saved or published.
 
     Raises:
-        `ValueError`: fewer pairs than processes.
+        `ValueError`: fewer pairs than processes, or a single one.
     """
-    pairs_a_process = data_args.overfit_check // training_args.world_size
-    if pairs_a_process == 0:
-        raise ValueError(f"--overfit_check needs at least a pair for each of {training_args.world_size} processes.")
-    data_args.max_train_samples = data_args.overfit_check
-    data_args.validation_split = data_args.validation_file = data_args.validation_shards = None
+    pairs = train_dataset.select(range(min(data_args.overfit_check, len(train_dataset))))
+    if len(pairs) < max(2, training_args.world_size):
+        raise ValueError(
+            f"--overfit_check needs two pairs, and one for each of {training_args.world_size} processes; there are "
+            f"{len(pairs)}."
+        )
     data_args.eval_zero_shot = None
 
-    training_args.per_device_train_batch_size = min(training_args.per_device_train_batch_size, pairs_a_process)
+    training_args.per_device_train_batch_size = min(
+        training_args.per_device_train_batch_size, len(pairs) // training_args.world_size
+    )
     if training_args.max_steps < 1:
         training_args.max_steps = STEPS
     training_args.warmup_steps = min(training_args.warmup_steps, training_args.max_steps // 10)
     training_args.logging_steps = max(1, training_args.max_steps // 20)
     training_args.eval_strategy = training_args.save_strategy = "no"
     training_args.load_best_model_at_end = training_args.push_to_hub = False
+    return pairs
 
 
 def overfit_report(log_history: list[dict[str, float]]) -> tuple[bool, str]:

@@ -36,10 +36,10 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(training_args.seed)
 
     try:
-        if data_args.overfit_check is not None:
-            set_up_overfit_check(data_args, training_args)
         with training_args.main_process_first(desc="loading the data"):
             train_dataset, eval_dataset = load_captioned_datasets(data_args)
+        if data_args.overfit_check is not None:
+            train_dataset, eval_dataset = set_up_overfit_check(train_dataset, data_args, training_args), None
         saves_adapter = model_args.lora_rank is not None and not model_args.merge_lora
         if saves_adapter and training_args.push_to_hub:
             raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         write_run_record(model_args, data_args, training_args, train_dataset)
 
     resume_from = training_args.resume_from_checkpoint
-    if resume_from == "true":
+    if resume_from is True:
         resume_from = last_complete_checkpoint(training_args.output_dir)
     trainer.train(resume_from_checkpoint=resume_from)
     if model_args.merge_lora:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from training.arguments import DataArguments, ModelArguments, parse_arguments
+from training.arguments import DataArguments, ModelArguments, parse_arguments, parse_with_config
+from training.comparison.arguments import ComparisonArguments
 
 
 def test_command_line_overrides_the_recipe(tmp_path):
@@ -17,6 +18,28 @@ def test_command_line_overrides_the_recipe(tmp_path):
     assert (training_args.learning_rate, training_args.num_train_epochs) == (3e-4, 2)
     assert data_args.caption_templates == ["a {}", "the {}"]
     assert training_args.weight_decay == 0.1
+
+
+@pytest.mark.parametrize("line", ["resume_from_checkpoint: true", "resume_from_checkpoint: 'True'", ""])
+def test_every_spelling_of_true_resumes_from_the_last_checkpoint(tmp_path, line):
+    (tmp_path / "recipe.yaml").write_text(f"model_size: nano\ntrain_file: pairs.csv\nuse_cpu: true\n{line}\n")
+    recipe = ["--config", str(tmp_path / "recipe.yaml")]
+    for given in [[]] if line else [[], ["true"], ["True"]]:
+        argv = recipe if line else [*recipe, "--resume_from_checkpoint", *given]
+        assert parse_arguments(argv)[2].resume_from_checkpoint is True
+    argv = [*recipe, "--resume_from_checkpoint", "out/checkpoint-3"]
+    assert parse_arguments(argv)[2].resume_from_checkpoint == "out/checkpoint-3"
+
+
+def test_a_single_value_of_a_recipe_is_a_list_where_a_list_is_taken(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "model_size: nano\nuse_cpu: true\ntrain_shards: data/*.tar\nvalidation_shards:\n"
+    )
+    _, data_args, _ = parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
+    assert (data_args.train_shards, data_args.validation_shards) == (["data/*.tar"], None)
+    (tmp_path / "compare.yaml").write_text("recipe: r\noutput_dir: o\nevaluations: {a: {dataset: b}}\nseeds: 0\n")
+    (args,) = parse_with_config((ComparisonArguments,), ["--config", str(tmp_path / "compare.yaml")], "")
+    assert args.seeds == [0]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value
 
 from tests.conftest import coloured_image
 from training.arguments import DataArguments
@@ -69,29 +69,34 @@ def test_image_folder_with_metadata(folder):
     assert sorted(train["caption"]) == sorted(row["caption"] for row in ROWS)
 
 
-def test_lists_of_captions_stay_lists(folder):
+@pytest.mark.parametrize("feature", [List(Value("string")), LargeList(Value("large_string"))])
+def test_lists_of_captions_stay_lists_without_their_empty_entries(folder, feature, caplog):
+    lists = [[None], ["one", "two"], ["", "three", None, " "], [], None]
     dataset = Dataset.from_dict(
-        {"image": [coloured_image("red")], "captions": [["one", "two"]]},
-        features=Features(image=Image(), captions=List(Value("string"))),
+        {"image": [coloured_image("red")] * len(lists), "captions": lists},
+        features=Features(image=Image(), captions=feature),
     )
     dataset.to_parquet(folder / "pairs.parquet")
     train, _ = load(train_file=str(folder / "pairs.parquet"), caption_column="captions")
-    assert train[0]["caption"] == ["one", "two"] and list(iterate_captions(train)) == ["one", "two"]
+    assert train["caption"][:] == [["one", "two"], ["three"]]
+    assert list(iterate_captions(train)) == ["one", "two", "three"]
+    assert "3 of 5 training pairs" in caplog.text
 
 
 @pytest.fixture
 def labelled(folder):
     (folder / "labelled").mkdir()
     Dataset.from_dict(
-        {"img": [coloured_image("red"), coloured_image("blue")], "label": [1, 0]},
+        {"img": [coloured_image(colour) for colour in ("red", "blue", "green", "yellow")], "label": [1, -1, None, 0]},
         features=Features(img=Image(), label=ClassLabel(names=["cat", "dog"])),
     ).to_parquet(folder / "labelled" / "train.parquet")
     return {"dataset_name": str(folder / "labelled"), "image_column": "img", "caption_column": "label"}
 
 
-def test_class_labels_are_put_into_words(labelled):
+def test_class_labels_are_put_into_words_and_missing_ones_counted(labelled, caplog):
     train, _ = load(**labelled, caption_templates=["a photo of a {}.", "the {}."])
     assert train["caption"][:] == [["a photo of a dog.", "the dog."], ["a photo of a cat.", "the cat."]]
+    assert "2 of 4 training pairs" in caplog.text
 
 
 def test_class_labels_without_templates_are_refused(labelled):
@@ -119,8 +124,9 @@ def test_max_samples(folder):
         (ROWS, {"caption_column": "text"}, "no column 'text'; the data has image, caption. Set --caption_column"),
         (ROWS, {"image_column": "photo"}, "no column 'photo'.*--image_column"),
         ([{**row, "caption": 7} for row in ROWS], {}, "'caption' holds int64, not captions"),
+        ([{**row, "caption": [7, 8]} for row in ROWS], {}, "'caption' holds lists of int64, not captions"),
         ([{**row, "image": 7} for row in ROWS], {}, "'image' holds int64, not images"),
-        ([{**row, "caption": " "} for row in ROWS], {}, "All 3 captions"),
+        ([{**row, "caption": " "} for row in ROWS], {}, "None of the 3 training pairs has a caption"),
         ([{**row, "image": "nowhere.png"} for row in ROWS], {}, r"None of the first images.*nowhere\.png"),
         (ROWS, {"caption_templates": ["a {}"]}, "class label"),
     ],

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from modeling_cyclip import CyCLIPTrainingArguments
 from tests.conftest import COLOURS, coloured_image
@@ -23,7 +24,7 @@ def test_four_colours_are_memorised(tmp_path):
     rows = ["image,caption"]
     for colour in [*COLOURS, "red"]:
         coloured_image(colour).save(tmp_path / f"{colour}.png")
-        rows.append(f"{colour}.png,a {colour} square")
+        rows += [f"{colour}.png,", f"{colour}.png,a {colour} square"]
     (tmp_path / "pairs.csv").write_text("\n".join(rows) + "\n")
     result = subprocess.run(
         [sys.executable, SCRIPT, *SMALL, "--train_file", tmp_path / "pairs.csv", "--output_dir", tmp_path / "out",
@@ -42,17 +43,20 @@ def test_what_is_not_memorised_comes_with_the_next_steps():
 
 
 def test_arguments_are_those_of_a_short_run_on_few_pairs(tmp_path):
-    data_args = DataArguments(train_file="a.csv", validation_file="b.csv", overfit_check=48, eval_zero_shot="cifar10")
+    data_args = DataArguments(train_file="a.csv", overfit_check=48, eval_zero_shot="cifar10")
     training_args = CyCLIPTrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, eval_strategy="epoch", warmup_steps=10_000, num_train_epochs=64
     )
-    set_up_overfit_check(data_args, training_args)
-    assert (data_args.max_train_samples, data_args.validation_file, data_args.eval_zero_shot) == (48, None, None)
-    assert (training_args.per_device_train_batch_size, training_args.max_steps, training_args.warmup_steps) == (
-        48,
-        300,
-        30,
-    )
+    dataset = Dataset.from_dict({"caption": list(map(str, range(60)))})
+    pairs = set_up_overfit_check(dataset, data_args, training_args)
+    assert pairs["caption"][:] == dataset["caption"][:48] and data_args.eval_zero_shot is None
+    assert training_args.per_device_train_batch_size == 48
+    assert (training_args.max_steps, training_args.warmup_steps) == (300, 30)
     assert training_args.eval_strategy == training_args.save_strategy == "no"
+
+    assert len(set_up_overfit_check(dataset.select(range(5)), data_args, training_args)) == 5
+    assert training_args.per_device_train_batch_size == 5
+    with pytest.raises(ValueError, match=r"needs two pairs.*there are 1"):
+        set_up_overfit_check(dataset.select(range(1)), data_args, training_args)
     with pytest.raises(ValueError, match="at least 2"):
         DataArguments(train_file="a.csv", overfit_check=1)

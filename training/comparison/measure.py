@@ -1,11 +1,12 @@
 """Measures the trained checkpoints of a comparison by the protocols of evaluation/, and keeps the score of every test item."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import HfArgumentParser
@@ -89,7 +90,7 @@ def short_name(data: EvaluationSet) -> str:
 def measure(run: Run, evaluation: Evaluation) -> dict[str, Figures]:
     """Figures by protocol; those that are means over test items with the score of every item. Measured once and kept."""
     path = run.folder / "evaluation" / f"{slug(evaluation.name)}.safetensors"
-    said = json.dumps(evaluation.arguments, sort_keys=True)
+    said = json.dumps({**evaluation.arguments, "data": _fingerprint(evaluation.data)}, sort_keys=True)
     if not path.is_file() or (kept := _read(path, said)) is None:
         _write(path, said, run_protocols(evaluation.protocols, embeddings(run, evaluation), evaluation.args.center))
         # What is read lies on the CPU, like the kept figures that it is compared to.
@@ -101,6 +102,16 @@ def embeddings(run: Run, evaluation: Evaluation) -> EmbeddedSets:
     """All sets as the run's checkpoint sees them."""
     args = replace(evaluation.args, output_dir=str(run.folder / "evaluation"))
     return embed_all(str(run.folder), evaluation.data, args, PartialState())
+
+
+def _fingerprint(data: EvaluationData) -> str:
+    """Changes with all that is read from files."""
+    sets = [
+        (part.dataset._fingerprint, part.class_names, part.templates)
+        for part in (data.test, data.train, *data.shifts)
+        if part is not None
+    ]
+    return Hasher.hash((sets, sorted((name, astuple(line)) for name, line in data.lines.items())))
 
 
 def _write(path: Path, arguments: str, results: dict[str, Figures]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -107,8 +108,9 @@ def plan_runs(args: ComparisonArguments) -> list[Run]:
                 folder = Path(args.output_dir, "runs", f"{slug(arm)}{f'-{value}' if value else ''}-seed{seed}")
                 argv = ["--config", str(recipe), "--output_dir", str(folder), "--seed", str(seed)]
                 for name, setting in chosen.items():
-                    settings = setting if isinstance(setting, list) else [setting]
-                    argv += [f"--{name}", *map(str, settings)]
+                    if setting is not None:
+                        settings = setting if isinstance(setting, list) else [setting]
+                        argv += [f"--{name}", *map(_spelt, settings)]
                 runs.append(Run(arm, seed, value, folder, tuple(argv)))
     if len({run.folder for run in runs}) < len(runs):
         raise ValueError(f"Some arms have names that differ in punctuation only: {', '.join(args.arms)}.")
@@ -118,12 +120,19 @@ def plan_runs(args: ComparisonArguments) -> list[Run]:
         )
     for run in runs:
         _check(run)
+    nulls = {name for settings in (args.overrides, *args.arms.values()) for name in settings if settings[name] is None}
+    if kept := sorted(nulls.intersection(yaml.safe_load(recipe.read_text()) or {})):
+        raise ValueError(f"null does not undo {kept[0]} of the recipe: leave it out there.")
     return runs
 
 
 def slug(name: str) -> str:
     """A name that any file system takes."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def _spelt(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _check(run: Run) -> None:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from training.arguments import parse_arguments
 from training.comparison.arguments import OBJECTIVES, ComparisonArguments
 from training.comparison.runs import plan_runs, train_runs
 
@@ -54,6 +55,15 @@ def test_sweep_trains_an_arm_that_fixes_what_is_swept_once(arguments):
     assert [run.condition for run in plan_runs(args)] == ["CLIP", "CyCLIP at 0.01", "CyCLIP at 0.1"]
 
 
+def test_settings_of_mappings_and_without_a_value_reach_the_training(arguments):
+    overrides = {"gradient_cache_chunk_size": 4, "lr_scheduler_kwargs": {"num_cycles": 1}}
+    arms = {"CLIP": {"gradient_cache_chunk_size": None}}
+    (run,) = plan_runs(ComparisonArguments(**arguments, seeds=[0], arms=arms, overrides=overrides))
+    _, _, training_args = parse_arguments(list(run.argv))
+    assert training_args.gradient_cache_chunk_size is None
+    assert training_args.lr_scheduler_kwargs == {"num_cycles": 1}
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
@@ -62,6 +72,7 @@ def test_sweep_trains_an_arm_that_fixes_what_is_swept_once(arguments):
         ({"arms": {"CLIP": {"seed": 5}}}, "sets seed itself"),
         ({"overrides": {"output_dir": "x"}}, "sets output_dir itself"),
         ({"arms": {"CLIP": {}, "clip": {}}}, "differ in punctuation only"),
+        ({"overrides": {"use_cpu": None}}, "null does not undo use_cpu of the recipe"),
         ({"recipe": "missing.yaml"}, "no recipe missing.yaml"),
         ({"arms": {str(index): {} for index in range(8)}, "center": True}, "8 arms"),
         ({"sweep_arguments": ["learning_rate"], "sweep_values": ["low"]}, "takes numbers: .*low"),
