@@ -40,16 +40,8 @@ class CyCLIPConfig(CLIPConfig):
     cyclic_reference_batch_size: int | None = None
 
     def validate_cyclic_terms(self):
-        """Part of `@strict`-powered validation: weights are finite and not negative, a reference batch is positive."""
-        for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight"):
-            weight = getattr(self, name)
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"`{name}` must be a finite number of at least 0, got {weight}.")
-        if self.cyclic_reference_batch_size is not None and self.cyclic_reference_batch_size < 1:
-            raise ValueError(
-                "`cyclic_reference_batch_size` must be a batch size of at least 1, or None for the paper's loss, got "
-                f"{self.cyclic_reference_batch_size}."
-            )
+        """Part of `@strict`-powered validation: [`check_cyclic_terms`]."""
+        check_cyclic_terms(self.inmodal_cyclic_weight, self.crossmodal_cyclic_weight, self.cyclic_reference_batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
@@ -57,6 +49,26 @@ class CyCLIPConfig(CLIPConfig):
         if output.get("architectures") == ["CyCLIPModel"]:
             output["architectures"] = ["CLIPModel"]
         return output
+
+
+def check_cyclic_terms(
+    inmodal_cyclic_weight: float, crossmodal_cyclic_weight: float, cyclic_reference_batch_size: int | None
+) -> None:
+    r"""
+    Raises:
+        `ValueError`: a weight that is negative or not finite, a reference batch below 1.
+    """
+    for name, weight in (
+        ("inmodal_cyclic_weight", inmodal_cyclic_weight),
+        ("crossmodal_cyclic_weight", crossmodal_cyclic_weight),
+    ):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"`{name}` must be a finite number of at least 0, got {weight}.")
+    if cyclic_reference_batch_size is not None and cyclic_reference_batch_size < 1:
+        raise ValueError(
+            "`cyclic_reference_batch_size` must be a batch size of at least 1, or None for the paper's loss, got "
+            f"{cyclic_reference_batch_size}."
+        )
 
 
 __all__ = ["CyCLIPConfig"]

@@ -1,10 +1,12 @@
 """From rows of a dataset to the batch a CLIP model reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from transformers import ProcessorMixin
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from .images import load_image
 from .pixels import decoding_size, pixel_values
@@ -17,10 +19,11 @@ class CyCLIPDataCollator:
 
     Args:
         processor ([`~transformers.CLIPProcessor`]):
-            The tokenizer and the image processor of the model.
-        max_length (`int`, *optional*):
-            Tokens a caption, longer ones are cut (the end-of-text token stays). Defaults to the tokenizer's
-            `model_max_length`, which must not exceed the model's `max_position_embeddings`.
+            The tokenizer and the image processor of the model. Captions are cut to the tokenizer's `model_max_length`
+            tokens, the end-of-text token among them; it must not exceed the model's `max_position_embeddings`.
+
+    Raises:
+        `ValueError`: a tokenizer without `model_max_length`.
 
     Example:
 
@@ -33,7 +36,14 @@ class CyCLIPDataCollator:
     """
 
     processor: ProcessorMixin
-    max_length: int | None = None
+
+    def __post_init__(self):
+        # What transformers gives a tokenizer that has none is larger.
+        if self.processor.tokenizer.model_max_length > LARGE_INTEGER:
+            raise ValueError(
+                "The tokenizer does not say how many tokens the model takes, so long captions would not be cut: set "
+                "`processor.tokenizer.model_max_length` to the model's `config.text_config.max_position_embeddings`."
+            )
 
     @property
     def min_image_size(self) -> int | None:
@@ -50,13 +60,14 @@ class CyCLIPDataCollator:
         Returns:
             `dict`: `input_ids` and `attention_mask` of shape `(batch, sequence_length)`, padded to the longest caption,
             and `pixel_values` of shape `(batch, num_channels, height, width)`.
+
+        Raises:
+            `ValueError`: a caption that is neither a string nor a list of strings.
         """
-        captions = [feature["caption"] for feature in features]
         text_inputs = self.processor.tokenizer(
-            [caption if isinstance(caption, str) else caption[0] for caption in captions],
+            [_first_caption(feature["caption"]) for feature in features],
             padding="longest",
             truncation=True,
-            max_length=self.max_length,
             return_tensors="pt",
         )
         images = [load_image(feature["image"], self.min_image_size) for feature in features]
@@ -65,6 +76,16 @@ class CyCLIPDataCollator:
             "attention_mask": text_inputs["attention_mask"],
             "pixel_values": pixel_values(self.processor.image_processor, images),
         }
+
+
+def _first_caption(caption: str | Sequence[str]) -> str:
+    try:
+        first = caption if isinstance(caption, str) else caption[0]
+    except (TypeError, LookupError):  # a number, an empty list, a dictionary
+        first = None
+    if not isinstance(first, str):
+        raise ValueError(f"The column `caption` must hold strings, or lists of strings, got {caption!r}.")
+    return first
 
 
 __all__ = ["CyCLIPDataCollator"]

@@ -1,6 +1,5 @@
 """The loss of CyCLIP (Goel et al., 2022, https://huggingface.co/papers/2205.14459, section 3)."""
 
-import math
 from functools import reduce
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .blockwise import contrastive_loss, view_contrastive_loss
+from .configuration_cyclip import check_cyclic_terms
 from .cyclic import CyclicProducts
 from .distributed import world_size
 
@@ -102,16 +102,7 @@ def cyclip_loss(
     >>> loss = cyclip_loss(image_embeds, text_embeds, logit_scale=14.3).loss
     ```
     """
-    for name, weight in (
-        ("inmodal_cyclic_weight", inmodal_cyclic_weight),
-        ("crossmodal_cyclic_weight", crossmodal_cyclic_weight),
-    ):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"`{name}` must be a finite number of at least 0, got {weight}.")
-    if cyclic_reference_batch_size is not None and cyclic_reference_batch_size < 1:
-        raise ValueError(
-            f"`cyclic_reference_batch_size` must be at least 1 or None, got {cyclic_reference_batch_size}."
-        )
+    check_cyclic_terms(inmodal_cyclic_weight, crossmodal_cyclic_weight, cyclic_reference_batch_size)
     if (augmented_image_embeds is None) != (augmented_text_embeds is None):
         raise ValueError("`augmented_image_embeds` and `augmented_text_embeds` go together: pass both or neither.")
     views = () if augmented_image_embeds is None else (augmented_image_embeds, augmented_text_embeds)

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 import torch
-from transformers import CLIPModel, PreTrainedConfig
+from transformers import CLIPConfig, CLIPModel, PreTrainedConfig
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -89,6 +89,13 @@ class CyCLIPModel(CLIPModel):
     # A contrastive loss is not a sum over samples, so the Trainer must not rescale it by their number.
     accepts_loss_kwargs = False
 
+    def __init__(self, config: CyCLIPConfig | CLIPConfig):
+        if type(config) is CLIPConfig:
+            # The towers' configurations are taken over as they are, attention included; the own attention is no field.
+            attention = {"": config._attn_implementation}
+            config = CyCLIPConfig(**vars(config), attn_implementation=attention)
+        super().__init__(config)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -151,7 +158,7 @@ class CyCLIPModel(CLIPModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
                 1 for tokens, 0 for padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Positions of the tokens.
+                Positions of the tokens, of the augmented captions too.
             return_loss (`bool`, *optional*):
                 Whether to return the loss and its parts. In training mode under `torch.distributed` the batch of the
                 loss is that of all processes, and averaged gradients are those of one process with all the pairs.
@@ -169,13 +176,30 @@ class CyCLIPModel(CLIPModel):
 
         Returns:
             [`CyCLIPOutput`]: in training mode without `logits_per_image` and `logits_per_text`.
+
+        Raises:
+            `ValueError`: some of the augmented inputs without the others, or of other shapes than what they augment.
         """
-        has_views = augmented_pixel_values is not None
+        augmented = (augmented_input_ids, augmented_attention_mask, augmented_pixel_values)
+        has_views = any(tensor is not None for tensor in augmented)
         if has_views:
+            given = (input_ids, attention_mask, pixel_values)
+            shapes, augmented_shapes = (
+                [None if tensor is None else tuple(tensor.shape) for tensor in tensors]
+                for tensors in (given, augmented)
+            )
+            if shapes != augmented_shapes:
+                raise ValueError(
+                    "`augmented_input_ids`, `augmented_attention_mask` and `augmented_pixel_values` must have the shapes "
+                    f"of the inputs that they augment, {', '.join(map(str, shapes))}, got "
+                    f"{', '.join(map(str, augmented_shapes))}."
+                )
             pixel_values = torch.cat([pixel_values, augmented_pixel_values])
             input_ids = torch.cat([input_ids, augmented_input_ids])
             if attention_mask is not None:
                 attention_mask = torch.cat([attention_mask, augmented_attention_mask])
+            if position_ids is not None:
+                position_ids = position_ids.expand(len(augmented_input_ids), -1).repeat(2, 1)
         vision_outputs = self.get_image_features(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )

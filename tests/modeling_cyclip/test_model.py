@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModel, CLIPConfig, CLIPModel
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
 
 from modeling_cyclip import CyCLIPConfig, CyCLIPModel, cyclip_loss
 
@@ -43,6 +43,24 @@ def test_loss_is_cyclips_with_the_weights_of_the_configuration(model, inputs):
     )
     for name in ("loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss"):
         assert torch.equal(output[name], getattr(expected, name))
+
+
+@pytest.mark.parametrize("position_rows", [1, 6])
+def test_positions_are_those_of_the_augmented_captions_too(model, inputs, position_rows):
+    views = {f"augmented_{name}": tensor.flip(0) for name, tensor in inputs.items()}
+    positions = torch.arange(inputs["input_ids"].shape[1]).flip(0).expand(position_rows, -1)
+    output = model(**inputs, **views, position_ids=positions)
+    plain = model(**inputs, position_ids=positions)
+    torch.testing.assert_close(output.augmented_text_embeds, plain.text_embeds.flip(0))
+
+
+@pytest.mark.parametrize("missing", ["input_ids", "attention_mask", "pixel_values"])
+def test_an_incomplete_augmented_view_is_refused(model, inputs, missing):
+    views = {f"augmented_{name}": tensor for name, tensor in inputs.items() if name != missing}
+    with pytest.raises(ValueError, match="None"):
+        model(**inputs, **views)
+    with pytest.raises(ValueError, match=f"augmented_{missing}"):
+        model(**inputs, **views, **{f"augmented_{missing}": inputs[missing][:4]})
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -126,6 +144,28 @@ def test_clip_checkpoint_opens_with_the_papers_weights(model, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     reopened = CyCLIPModel.from_pretrained(tmp_path, crossmodal_cyclic_weight=0)
     assert reopened.config.inmodal_cyclic_weight == 0.25 and reopened.config.crossmodal_cyclic_weight == 0
+
+
+def test_configuration_of_clip_is_taken_with_the_papers_weights(model, inputs, tmp_path):
+    clip = CLIPModel(CLIPConfig(**model.config.to_dict()))
+    clip.load_state_dict(model.state_dict())
+    clip.to(torch.float64).save_pretrained(tmp_path / "clip")
+    plain = AutoConfig.from_pretrained(tmp_path / "clip", attn_implementation="eager")
+    assert type(plain) is CLIPConfig
+    plain.text_config._attn_implementation = "sdpa"
+
+    opened = CyCLIPModel.from_pretrained(tmp_path / "clip", config=plain)
+    attention = [
+        c._attn_implementation for c in (opened.config, opened.config.vision_config, opened.config.text_config)
+    ]
+    assert attention == ["eager", "eager", "sdpa"] and opened.dtype == opened.config.dtype == torch.float64
+    assert opened.name_or_path == str(tmp_path / "clip")
+    opened.save_pretrained(tmp_path / "cyclip")
+    reopened = CyCLIPModel.from_pretrained(tmp_path / "cyclip", dtype="float32")
+    config = json.loads((tmp_path / "cyclip" / "config.json").read_text())
+    assert config["model_type"] == "clip" and config["architectures"] == ["CLIPModel"]
+    expected = model(**inputs, return_loss=True).loss
+    assert torch.equal(reopened.train()(**inputs, return_loss=True).loss, expected)
 
 
 # Run where `modeling_cyclip` cannot be imported, as on a machine that has plain transformers only.
