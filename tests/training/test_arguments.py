@@ -20,15 +20,21 @@ def test_command_line_overrides_the_recipe(tmp_path):
     assert training_args.weight_decay == 0.1
 
 
-@pytest.mark.parametrize("line", ["resume_from_checkpoint: true", "resume_from_checkpoint: 'True'", ""])
-def test_every_spelling_of_true_resumes_from_the_last_checkpoint(tmp_path, line):
+@pytest.mark.parametrize(
+    "line, argv, resumes_from",
+    [
+        ("resume_from_checkpoint: true", [], True),
+        ("resume_from_checkpoint: 'True'", [], True),
+        ("", ["--resume_from_checkpoint"], True),
+        ("", ["--resume_from_checkpoint", "true"], True),
+        ("", ["--resume_from_checkpoint", "True"], True),
+        ("resume_from_checkpoint: true", ["--resume_from_checkpoint", "out/checkpoint-3"], "out/checkpoint-3"),
+    ],
+)
+def test_every_spelling_of_true_resumes_from_the_last_checkpoint(tmp_path, line, argv, resumes_from):
     (tmp_path / "recipe.yaml").write_text(f"model_size: nano\ntrain_file: pairs.csv\nuse_cpu: true\n{line}\n")
-    recipe = ["--config", str(tmp_path / "recipe.yaml")]
-    for given in [[]] if line else [[], ["true"], ["True"]]:
-        argv = recipe if line else [*recipe, "--resume_from_checkpoint", *given]
-        assert parse_arguments(argv)[2].resume_from_checkpoint is True
-    argv = [*recipe, "--resume_from_checkpoint", "out/checkpoint-3"]
-    assert parse_arguments(argv)[2].resume_from_checkpoint == "out/checkpoint-3"
+    _, _, training_args = parse_arguments(["--config", str(tmp_path / "recipe.yaml"), *argv])
+    assert training_args.resume_from_checkpoint == resumes_from
 
 
 def test_a_single_value_of_a_recipe_is_a_list_where_a_list_is_taken(tmp_path):
