@@ -7,6 +7,9 @@ from pathlib import Path
 from evaluation.intervals import Measure
 
 
+# Between the two checkpoints in the heading of their differences.
+MINUS = " minus "
+
 Results = Mapping[str, Mapping[str, Measure | float]]
 
 
@@ -37,14 +40,14 @@ def differences(results: Results, others: Results) -> Results:
     }
 
 
-def markdown_table(results: dict) -> str:
-    """One row a figure. Means over test items are shares and shown in percent; other figures as they are."""
+def markdown_table(results: dict, unit: str = "%") -> str:
+    """One row a figure. Means over test items are shares and shown in hundredths; other figures as they are."""
     lines = ["| task | figure | value | 95 % interval | test items |", "|---|---|---:|---:|---:|"]
     for task, figures in results.items():
         for name, figure in figures.items():
             if "items" in figure:
                 value, low, high = (f"{100 * figure[key]:.2f}" for key in ("value", "low", "high"))
-                lines.append(f"| {task} | {name} | {value} % | {low} to {high} | {figure['items']:,} |")
+                lines.append(f"| {task} | {name} | {value} {unit} | {low} to {high} | {figure['items']:,} |")
             else:
                 lines.append(f"| {task} | {name} | {figure['value']:.4f} | | |")
     return "\n".join(lines)
@@ -67,7 +70,10 @@ def write_report(output_dir: Path, header: dict, tables: dict[str, dict], plots:
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "results.json").write_text(json.dumps({**header, "results": tables}, indent=2) + "\n")
-    text = "\n\n".join(f"## {heading}\n\n{markdown_table(results)}" for heading, results in tables.items())
+    text = "\n\n".join(
+        f"## {heading}\n\n{markdown_table(results, 'points' if MINUS in heading else '%')}"
+        for heading, results in tables.items()
+    )
     facts = "\n".join(f"- {key}: {value}" for key, value in header.items())
     pictures = "\n\n".join(
         f"![{plot.stem}]({plot.relative_to(output_dir)})\n\n[SVG]({plot.with_suffix('.svg').relative_to(output_dir)})"

@@ -19,7 +19,7 @@ from evaluation.centring import CENTRED
 from evaluation.encoder import Encoder, load_checkpoint
 from evaluation.evaluation_set import EvaluationSet, load_evaluation_set
 from evaluation.pictures import draw_pictures
-from evaluation.report import differences, results_json, write_report
+from evaluation.report import MINUS, differences, results_json, write_report
 from evaluation.shift import BaselineLine, fit_line
 from evaluation.suite import EmbeddedSets, Figures, Protocol, centered, choose_protocols, embed
 
@@ -36,7 +36,9 @@ class EvaluationData:
 
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser((DataArguments, EvaluationArguments), description="Measure a CLIP checkpoint.")
-    data_args, args = parser.parse_args_into_dataclasses(argv)
+    data_args, args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        sys.exit(f"error: there is no argument {unknown[0]}; --help lists those that there are.")
     state = PartialState()
     start = time.perf_counter()
     try:
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         if compared_sets is not None:
             compared = run_protocols(protocols, compared_sets, args.center)
             tables[args.compare_to] = compared
-            tables[f"{args.model_name_or_path} minus {args.compare_to}"] = differences(
+            tables[f"{args.model_name_or_path}{MINUS}{args.compare_to}"] = differences(
                 tables[args.model_name_or_path], compared
             )
     except ValueError as error:

@@ -58,6 +58,11 @@ def check_checkpoint(output_dir: Path) -> None:
     Raises:
         `ValueError`: no checkpoint there, or one whose weights are cut off or lack a file.
     """
+    if (output_dir / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{output_dir} holds an adapter. Merge it into its model first: run_cyclip.py with --resume_from_checkpoint "
+            "--merge_lora, on the run that made it."
+        )
     if not (output_dir / "config.json").is_file() or not weight_files(output_dir):
         raise ValueError(f"{output_dir} holds no checkpoint: it needs config.json and weights in safetensors.")
     for index in output_dir.glob("*.safetensors.index.json"):

@@ -82,6 +82,8 @@ def test_comparison_is_paired(run, checkpoint, model, processor, tmp_path):
         expected = first[task][figure]["value"] - second[task][figure]["value"]
         assert difference[task][figure]["value"] == pytest.approx(expected, abs=1e-6)
     assert difference["zero_shot"]["top1"]["low"] <= difference["zero_shot"]["top1"]["value"]
+    measured, _, difference = (tmp_path / "out" / "results.md").read_text().split("\n## ")[1:]
+    assert " % |" in measured and " points |" in difference and "0 % |" not in difference
 
 
 def test_same_checkpoint_differs_from_itself_by_nothing(run, checkpoint):
@@ -146,6 +148,7 @@ def test_winoground(run, checkpoint, tmp_path):
         (["--label_column", "label", "--image_column", "group"], "holds ClassLabel, not images"),
         (["--label_column", "label", "--baseline_points", "x"], "are of one shifted set, but there are 0"),
         (["--label_column", "label", "--dtype", "fp8"], "fp32, bf16"),
+        (["--use_cpu"], "no argument --use_cpu"),
         (["--label_column", "label", "--train_split", "faded", "--tasks", "consistency"], "the 9 reference images"),
     ],
 )

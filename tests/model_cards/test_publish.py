@@ -119,6 +119,12 @@ def test_revision(hub, publish, run_folder):
     assert "model.safetensors" in hub.files("tester/vit", "v2") and list(hub.files("tester/vit")) == [".gitattributes"]
 
 
+def test_an_adapter_is_told_to_be_merged(publish, run_folder):
+    (run_folder / "adapter_config.json").write_text("{}")
+    done = publish(run_folder, "tester/vit", "--dry_run")
+    assert done.returncode != 0 and "--merge_lora" in done.stderr
+
+
 def test_weights_that_are_cut_off_are_refused(hub, publish, run_folder):
     path = run_folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
