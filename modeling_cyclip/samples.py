@@ -120,16 +120,22 @@ def is_table(dataset: Dataset) -> bool:
 def check_columns(dataset: Dataset) -> None:
     r"""
     Raises:
-        `ValueError`: a table without a column `image` or `caption`.
+        `ValueError`: a table without a column `image` or `caption`, or with captions that are no text.
     """
     if not is_table(dataset) or dataset.format["type"] == "custom":
         return
+    from datasets import LargeList, List, Value
+
     for column in ("image", "caption"):
         if column not in dataset.column_names:
             raise ValueError(
                 f"The data has no column `{column}`, but {', '.join(dataset.column_names)}: rename the one that is meant, "
                 f'`dataset.rename_column("...", "{column}")`.'
             )
+    captions = dataset.features["caption"]
+    kind = captions.feature if isinstance(captions, List | LargeList) else captions
+    if kind not in (Value("string"), Value("large_string")):
+        raise ValueError(f"The column `caption` must hold strings or lists of strings, not {captions}.")
 
 
 def _with_files(dataset: Dataset) -> Dataset:

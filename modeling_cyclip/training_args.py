@@ -87,6 +87,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
                 "DeepSpeed is not supported: shard a model that is too large for a device by FSDP instead."
             )
         super().__post_init__()
+        if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
+            raise ValueError("`per_device_train_batch_size` and `per_device_eval_batch_size` must be at least 1.")
+        if self.learning_rate < 0:
+            raise ValueError(f"`learning_rate` must be at least 0, got {self.learning_rate}.")
         if not 0 <= self.cyclic_warmup_ratio <= 1:
             raise ValueError(
                 f"`cyclic_warmup_ratio` is a share of the training and must be in [0, 1], got {self.cyclic_warmup_ratio}."

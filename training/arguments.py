@@ -1,16 +1,20 @@
 """What run_cyclip.py can be told: the model and the data. How to train stands in `CyCLIPTrainingArguments`."""
 
 import argparse
+import difflib
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 from transformers.utils import is_peft_available
 
 from modeling_cyclip import CyCLIPTrainingArguments
+from modeling_cyclip.configuration_cyclip import check_cyclic_terms
 
 
 @dataclass
@@ -81,6 +85,9 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        check_cyclic_terms(
+            self.inmodal_cyclic_weight or 0, self.crossmodal_cyclic_weight or 0, self.cyclic_reference_batch_size
+        )
         given = [name for name in ("model_name_or_path", "config_name", "model_size") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
@@ -97,6 +104,11 @@ class ModelArguments:
             self._check_lora()
         elif self.lora_alpha is not None or self.lora_towers is not None or self.merge_lora:
             raise ValueError("--lora_alpha, --lora_towers and --merge_lora go with --lora_rank.")
+
+    @property
+    def saves_adapter(self) -> bool:
+        """Whether the output folder gets an adapter, and not a checkpoint."""
+        return self.lora_rank is not None and not self.merge_lora
 
     def _check_lora(self) -> None:
         if self.lora_rank < 1:
@@ -208,6 +220,19 @@ class DataArguments:
             )
 
 
+def check_evaluation(data_args: DataArguments, training_args: CyCLIPTrainingArguments) -> None:
+    r"""
+    Raises:
+        `ValueError`: evaluations are asked for, but nothing to evaluate on.
+    """
+    sets = data_args.validation_file, data_args.validation_split, data_args.validation_shards, data_args.eval_zero_shot
+    if training_args.eval_strategy != "no" and not any(sets):
+        raise ValueError(
+            "--eval_strategy needs pairs to evaluate on (--validation_file, --validation_split or --validation_shards) or "
+            "--eval_zero_shot."
+        )
+
+
 def parse_arguments(
     argv: list[str] | None = None,
 ) -> tuple[ModelArguments, DataArguments, CyCLIPTrainingArguments]:
@@ -222,7 +247,9 @@ def parse_arguments(
 def parse_with_config(dataclass_types: tuple[type, ...], argv: list[str] | None, description: str) -> tuple:
     """The arguments of the command line, over those of `--config FILE.yaml`, over the defaults, in dataclasses."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(dataclass_types, allow_abbrev=False, description=description)
+    # The usage of all arguments would push what an error says off the screen.
+    usage = "%(prog)s [--config FILE.yaml] [--ARGUMENT VALUE ...]    (all arguments: --help)"
+    parser = HfArgumentParser(dataclass_types, allow_abbrev=False, description=description, usage=usage)
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":
             action.nargs, action.const = "?", True
@@ -241,10 +268,17 @@ def parse_with_config(dataclass_types: tuple[type, ...], argv: list[str] | None,
             action.required = action.required and action.default is None
     try:
         # The last namespace holds --config alone.
-        *arguments, _ = parser.parse_args_into_dataclasses(argv)
+        *arguments, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except ValueError as error:
         parser.error(str(error))
+    if unknown:
+        parser.error(f"there is no argument {unknown[0]}{_did_you_mean(unknown[0], parser._option_string_actions)}")
     return tuple(arguments)
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict:
@@ -256,8 +290,13 @@ def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict:
         parser.error(f"--config {path} must hold `argument: value` lines.")
     takes_list = {action.dest: action.nargs in ("+", "*") for action in parser._actions}
     if unknown := sorted(set(values) - set(takes_list)):
-        parser.error(f"--config {path} has arguments that do not exist: {', '.join(unknown)}.")
-    return {
-        name: [value] if takes_list[name] and not isinstance(value, list | None) else value
-        for name, value in values.items()
-    }
+        hint = _did_you_mean(unknown[0], takes_list)
+        parser.error(f"--config {path} has arguments that do not exist: {', '.join(unknown)}{hint}")
+
+    def as_told(name: str, value: Any) -> Any:
+        if takes_list[name]:
+            return value if isinstance(value, list | None) else [value]
+        # As on the command line, where the parser checks what a value is.
+        return str(value) if isinstance(value, int | float) else value
+
+    return {name: as_told(name, value) for name, value in values.items()}

@@ -1,6 +1,7 @@
 """The model and its processor, from a checkpoint or from scratch."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
@@ -101,13 +102,19 @@ def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, 
         if getattr(args, name) is not None
     }
     if args.model_name_or_path is not None:
-        model = CyCLIPModel.from_pretrained(args.model_name_or_path, **weights)
+        try:
+            model = CyCLIPModel.from_pretrained(args.model_name_or_path, **weights)
+            processor = CLIPProcessor.from_pretrained(args.model_name_or_path)
+        except OSError as error:
+            kind = "" if Path(args.model_name_or_path).is_dir() else ", which is no folder here,"
+            raise ValueError(
+                f"{args.model_name_or_path}{kind} cannot be opened as a CLIP checkpoint: {error}"
+            ) from error
         if model._hf_peft_config_loaded:
             raise ValueError(
                 f"{args.model_name_or_path} is an adapter: train on from a checkpoint that it is merged into (--merge_lora), "
                 "or go on with its own run by --resume_from_checkpoint."
             )
-        processor = CLIPProcessor.from_pretrained(args.model_name_or_path)
         if args.tokenizer_name is not None:
             processor = CLIPProcessor(processor.image_processor, AutoTokenizer.from_pretrained(args.tokenizer_name))
         check_tokenizer(processor.tokenizer, model.config)
@@ -132,9 +139,16 @@ def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, 
 
 def _scratch_config(args: ModelArguments, weights: dict) -> CyCLIPConfig:
     if args.config_name is not None:
-        model_type = PreTrainedConfig.get_config_dict(args.config_name)[0].get("model_type")
-        config_class = CyCLIPResNetConfig if model_type == CyCLIPResNetConfig.model_type else CyCLIPConfig
-        return config_class.from_pretrained(args.config_name, **weights)
+        try:
+            model_type = PreTrainedConfig.get_config_dict(args.config_name)[0].get("model_type")
+        except OSError as error:
+            raise ValueError(f"--config_name {args.config_name} cannot be opened: {error}") from error
+        config_classes = {config_class.model_type: config_class for config_class in (CyCLIPConfig, CyCLIPResNetConfig)}
+        if model_type not in config_classes:
+            raise ValueError(
+                f"--config_name {args.config_name} is the configuration of a model of type {model_type}, not of a CLIP."
+            )
+        return config_classes[model_type].from_pretrained(args.config_name, **weights)
     if args.model_size == RESNET_SIZE:
         if args.patch_size is not None:
             raise ValueError(f"--patch_size goes with the ViTs: {RESNET_SIZE} has no patches.")

@@ -65,7 +65,8 @@ def _read_file(name: str, args: DataArguments) -> Dataset:
     try:
         dataset = load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
-        reason = error.__cause__ or error
+        # What `datasets` says of a table that has only a head is "Instruction "train" corresponds to no data!".
+        reason = "it has no rows" if "corresponds to no data" in str(error) else error.__cause__ or error
         raise ValueError(f"{path} cannot be read as {FILE_FORMATS[path.suffix]}: {reason}") from error
     _check_column(dataset, args.image_column, "--image_column")
     if dataset.features[args.image_column] in TEXT:
@@ -111,7 +112,8 @@ def _captioned(dataset: Dataset, args: DataArguments, max_samples: int | None, p
 def _check_column(dataset: Dataset, column: str, option: str) -> None:
     if column not in dataset.column_names:
         raise ValueError(
-            f"There is no column '{column}'; the data has {', '.join(dataset.column_names)}. Set {option}."
+            f"There is no column '{column}'; the data has {', '.join(dataset.column_names)}. Set {option}"
+            f"{', or --delimiter if that is several columns' if len(dataset.column_names) == 1 else ''}."
         )
 
 

@@ -6,7 +6,6 @@ accelerate launch training/run_cyclip.py --model_size small --train_file pairs.c
 
 import logging
 import sys
-from pathlib import Path
 
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
@@ -18,10 +17,11 @@ from model_cards.publish import PublishError, publish
 from model_cards.run_record import write_run_record
 from modeling_cyclip import CyCLIPTrainer
 from modeling_cyclip.checkpoints import last_complete_checkpoint
-from training.arguments import parse_arguments
+from training.arguments import check_evaluation, parse_arguments
 from training.augment import SecondView
 from training.build_model import build_model_and_processor
 from training.captions import iterate_captions, load_captioned_datasets
+from training.output_folder import check_output_folder
 from training.overfit_check import overfit_report, set_up_overfit_check
 
 
@@ -36,19 +36,15 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(training_args.seed)
 
     try:
+        check_evaluation(data_args, training_args)
+        if data_args.overfit_check is None:
+            check_output_folder(model_args, training_args)
         with training_args.main_process_first(desc="loading the data"):
             train_dataset, eval_dataset = load_captioned_datasets(data_args)
         if data_args.overfit_check is not None:
             train_dataset, eval_dataset = set_up_overfit_check(train_dataset, data_args, training_args), None
-        saves_adapter = model_args.lora_rank is not None and not model_args.merge_lora
-        if saves_adapter and training_args.push_to_hub:
+        if model_args.saves_adapter and training_args.push_to_hub:
             raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
-        other = "config.json" if saves_adapter else "adapter_config.json"
-        if not model_args.merge_lora and Path(training_args.output_dir, other).is_file():
-            raise ValueError(
-                f"{training_args.output_dir} has the {other} of another run: models and adapters in one folder are opened "
-                "as one. Choose another --output_dir."
-            )
         model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
         zero_shot = None
         if data_args.eval_zero_shot is not None:
@@ -104,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             trainer.push_to_hub()
         except PublishError as error:
             sys.exit(f"error: {error}")
-    elif not saves_adapter:
+    elif not model_args.saves_adapter:
         trainer.create_model_card()
 
     if trainer.is_world_process_zero():
@@ -127,4 +123,7 @@ def end_processes(trainer: CyCLIPTrainer) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command with --resume_from_checkpoint goes on from the last checkpoint.")

@@ -59,6 +59,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> N
         `ValueError`: ids beyond the model's embeddings, or an end-of-text token that the model would not find.
     """
     text_config = config.text_config
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The tokenizer has no end-of-text token, at which CLIP reads the text feature. Take a CLIP tokenizer, or leave "
+            "--tokenizer_name out."
+        )
     if len(tokenizer) > text_config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {text_config.vocab_size} only: take the "

@@ -303,5 +303,8 @@ def test_data_with_other_columns_and_functions_without_use_are_refused(model, pr
     with pytest.raises(ValueError, match="no column `caption`, but image, text"):
         renamed = pairs.rename_column("caption", "text")
         CyCLIPTrainer(model, arguments, eval_dataset=renamed, processing_class=processor)
+    with pytest.raises(ValueError, match="`caption` must hold strings or lists of strings"):
+        numbered = pairs.remove_columns("caption").add_column("caption", list(range(len(pairs))))
+        CyCLIPTrainer(model, arguments, train_dataset=numbered, processing_class=processor)
     with pytest.raises(ValueError, match="no use for `compute_metrics`"):
         CyCLIPTrainer(model, arguments, train_dataset=pairs, processing_class=processor, compute_metrics=len)

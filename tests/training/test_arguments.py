@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.arguments import DataArguments, ModelArguments, parse_arguments, parse_with_config
+from training.arguments import DataArguments, ModelArguments, check_evaluation, parse_arguments, parse_with_config
 from training.comparison.arguments import ComparisonArguments
 
 
@@ -50,7 +50,12 @@ def test_a_single_value_of_a_recipe_is_a_list_where_a_list_is_taken(tmp_path):
 
 @pytest.mark.parametrize(
     "content, message",
-    [("learning_rat: 1", "do not exist: learning_rat"), ("- a list", "argument: value"), ("a: [", "cannot be read")],
+    [
+        ("learning_rat: 1", "do not exist: learning_rat; did you mean learning_rate?"),
+        ("max_steps: 2.5", "invalid int value: '2.5'"),
+        ("- a list", "argument: value"),
+        ("a: [", "cannot be read"),
+    ],
 )
 def test_wrong_recipes_are_refused(tmp_path, capsys, content, message):
     (tmp_path / "recipe.yaml").write_text(content)
@@ -63,9 +68,12 @@ def test_wrong_recipes_are_refused(tmp_path, capsys, content, message):
     "argv, message",
     [
         (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
-        (["--model_size", "nano", "--train_file", "a.csv", "--learning_rat", "1"], "learning_rat"),
+        (["--model_size", "nano", "--train_file", "a.csv", "--learning_rat", "1"], "mean --learning_rate?"),
         (["--train_file", "a.csv"], "--model_name_or_path"),
         (["--model_size", "nano"], "--dataset_name"),
+        (["--model_size", "nano", "--train_file", "a.csv", "--inmodal_cyclic_weight", "-1"], "inmodal_cyclic_weight"),
+        (["--model_size", "nano", "--train_file", "a.csv", "--learning_rate", "-1"], "learning_rate"),
+        (["--model_size", "nano", "--train_file", "a.csv", "--per_device_train_batch_size", "0"], "at least 1"),
         (["--model_size", "nano", "--train_file", "a.csv", "--synonyms", "b.txt"], "--inmodal_contrastive"),
         (["--model_size", "nano", "--train_file", "a.csv", "--gradient_accumulation_steps", "2"], "gradient_cache"),
     ],
@@ -74,6 +82,13 @@ def test_wrong_command_lines_end_with_one_clear_line(capsys, argv, message):
     with pytest.raises((SystemExit, ValueError)) as error:
         parse_arguments(argv)
     assert message in capsys.readouterr().err + str(error.value)
+
+
+def test_evaluations_without_data_are_refused():
+    options = ["--model_size", "nano", "--train_file", "a.csv", "--eval_strategy", "epoch", "--use_cpu"]
+    with pytest.raises(ValueError, match="--validation_file"):
+        check_evaluation(*parse_arguments(options)[1:])
+    check_evaluation(*parse_arguments([*options, "--eval_zero_shot", "cifar10"])[1:])
 
 
 def test_sources_of_model_and_data_exclude_each_other():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel
+from transformers import BertConfig, CLIPConfig, CLIPModel
 
 from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel
 from training.arguments import ModelArguments
@@ -104,3 +104,13 @@ def test_frozen_towers_have_no_gradient_and_stay_in_evaluation_mode(config, tmp_
         tower != "vision",
         tower != "text",
     ]
+
+
+def test_what_is_no_clip_is_refused(tmp_path):
+    BertConfig(num_hidden_layers=1).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="a model of type bert, not of a CLIP"):
+        build(config_name=str(tmp_path / "bert"))
+    with pytest.raises(ValueError, match="nowhere cannot be opened"):
+        build(config_name=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="nowhere, which is no folder here, cannot be opened as a CLIP checkpoint"):
+        build(model_name_or_path=str(tmp_path / "nowhere"))

@@ -148,7 +148,7 @@ def test_unreadable_files_are_refused(folder):
     with pytest.raises(ValueError, match="cannot be read as json"):
         load(train_file=str(folder / "broken.jsonl"))
     (folder / "empty.csv").write_text("image,caption\n")
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="it has no rows"):
         load(train_file=str(folder / "empty.csv"))
     with pytest.raises(ValueError, match="cannot be loaded"):
         load(dataset_name=str(folder / "nowhere"))

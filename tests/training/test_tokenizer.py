@@ -1,5 +1,7 @@
 """The tokenizer trained on captions, and its agreement with the model's pooling."""
 
+from types import SimpleNamespace
+
 import pytest
 from transformers import AutoTokenizer, CLIPConfig
 
@@ -56,6 +58,8 @@ def test_agreeing_tokenizer_and_model_pass(tokenizer):
 def test_disagreement_is_refused_with_what_to_do(tokenizer):
     with pytest.raises(ValueError, match=r"text_config\.eos_token_id"):
         check_tokenizer(tokenizer, config_with(7))
+    with pytest.raises(ValueError, match="no end-of-text token"):
+        check_tokenizer(SimpleNamespace(eos_token_id=None), CLIPConfig())
     with pytest.raises(ValueError, match="embeddings for 100 only"):
         check_tokenizer(tokenizer, config_with(tokenizer.eos_token_id, vocab_size=100))
 
