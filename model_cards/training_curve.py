@@ -1,4 +1,4 @@
-"""The picture of a training: its loss, the parts of the loss and the recall within batches, by step."""
+"""The picture of a training: its loss, there and in validation, the loss's parts and the recall within batches, by step."""
 
 from pathlib import Path
 
@@ -30,6 +30,7 @@ def draw_training_curve(log_history: list[dict], path: Path) -> bool:
     steps = [entry for entry in log_history if "loss" in entry]
     if len(steps) < 2:
         return False
+    evaluated = [(entry["step"], entry["eval_loss"]) for entry in log_history if "eval_loss" in entry]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, curves in zip(panels, (PARTS, RECALLS), strict=True):
@@ -37,6 +38,10 @@ def draw_training_curve(log_history: list[dict], path: Path) -> bool:
             points = [(entry["step"], entry[name]) for entry in steps if name in entry]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, color=colour, linewidth=1.2)
+        if axes is panels[0] and evaluated:
+            axes.plot(
+                *zip(*evaluated, strict=True), label="loss, validation", color="black", linestyle="--", marker="."
+            )
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
