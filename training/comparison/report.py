@@ -73,7 +73,7 @@ def answer_table(results: dict) -> str:
 
 def _how(results: dict) -> str:
     lines = [f"    {results['command']}", ""]
-    lines += [f"- {arm}: {_arguments(arguments)}" for arm, arguments in results["arms"].items()]
+    lines += [f"- {arm}: {_arguments(arguments) or 'as below'}" for arm, arguments in results["arms"].items()]
     overrides = f", {_arguments(results['overrides'])}" if results["overrides"] else ""
     lines += [f"- all: the recipe `{results['recipe']}`{overrides}"]
     if results["swept"]:
