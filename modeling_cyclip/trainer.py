@@ -131,11 +131,12 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
                     "as `load_dataset` gives without `streaming=True`."
                 )
             check_columns(dataset)
-        if unused := {"compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"} & kwargs.keys():
-            raise ValueError(
-                f"CyCLIPTrainer has no use for `{min(unused)}`: the loss belongs to the model, and evaluation computes no "
-                "logits. Metrics of your own go into `extra_metrics`."
-            )
+        for unused in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
+            if kwargs.get(unused) is not None:
+                raise ValueError(
+                    f"CyCLIPTrainer has no use for `{unused}`: the loss belongs to the model, and evaluation computes no "
+                    "logits. Metrics of your own go into `extra_metrics`."
+                )
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
