@@ -123,7 +123,7 @@ def contact_sheet(
     found: Sequence[Sequence[tuple[Image.Image, bool]]],
 ) -> Figure:
     r"""
-    Nearest texts of sampled images above, nearest images of sampled texts below; what is right is green.
+    Nearest texts of sampled images on the left, nearest images of sampled texts on the right; what is right is green.
 
     Args:
         images (`Sequence[Image.Image]`):
@@ -135,23 +135,26 @@ def contact_sheet(
         found (`Sequence[Sequence[tuple[Image.Image, bool]]]`):
             The images nearest to each, nearest first, with whether they belong to it.
     """
-    num_rows = len(images) + len(queries)
-    figure = Figure(figsize=(10, 1.3 * num_rows), layout="constrained")
-    grid = figure.add_gridspec(num_rows, len(found[0]) + 2)
+    num_rows, num_found = max(len(images), len(queries)), len(found[0])
+    figure = Figure(figsize=(7 + 1.3 * num_found, 0.6 + 1.3 * num_rows), layout="constrained")
+    texts_side, images_side = figure.subfigures(1, 2, width_ratios=(4, 2 + num_found))
+    grid = texts_side.add_gridspec(num_rows, 4)
     for row, image in enumerate(images):
-        _show(figure.add_subplot(grid[row, 0]), image, right=False)
-        axes = figure.add_subplot(grid[row, 1:])
+        _show(texts_side.add_subplot(grid[row, 0]), image, right=False)
+        axes = texts_side.add_subplot(grid[row, 1:])
         axes.set_axis_off()
         for line, (text, right) in enumerate(texts[row]):
             height = 1 - (line + 0.5) / len(texts[row])
-            axes.text(0, height, short(text, 90), color=GREEN if right else "black", va="center", fontsize=9)
-    for row, (query, row_found) in enumerate(zip(queries, found, strict=True), start=len(images)):
-        axes = figure.add_subplot(grid[row, :2])
+            axes.text(0, height, short(text, 45), color=GREEN if right else "black", va="center", fontsize=10)
+    grid = images_side.add_gridspec(num_rows, 2 + num_found)
+    for row, (query, row_found) in enumerate(zip(queries, found, strict=True)):
+        axes = images_side.add_subplot(grid[row, :2])
         axes.set_axis_off()
-        axes.text(0, 0.5, textwrap.fill(short(query, 120), 30), va="center", fontsize=9)
+        axes.text(0, 0.5, textwrap.fill(short(query, 100), 24), va="center", fontsize=10)
         for column, (image, right) in enumerate(row_found, start=2):
-            _show(figure.add_subplot(grid[row, column]), image, right)
-    figure.suptitle("Nearest texts of images, nearest images of texts (right ones green)")
+            _show(images_side.add_subplot(grid[row, column]), image, right)
+    texts_side.suptitle("nearest texts of images (right ones green)")
+    images_side.suptitle("nearest images of texts (right ones framed)")
     return figure
 
 
