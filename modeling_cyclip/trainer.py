@@ -137,6 +137,12 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
                     f"CyCLIPTrainer has no use for `{unused}`: the loss belongs to the model, and evaluation computes no "
                     "logits. Metrics of your own go into `extra_metrics`."
                 )
+        optimizer, _ = kwargs.get("optimizers", (None, None))
+        if optimizer is not None and (args.vision_learning_rate, args.text_learning_rate) != (None, None):
+            raise ValueError(
+                "`vision_learning_rate` and `text_learning_rate` are for the optimizer that CyCLIPTrainer makes: give your "
+                "own optimizer parameter groups at those rates."
+            )
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")

@@ -306,5 +306,9 @@ def test_data_with_other_columns_and_functions_without_use_are_refused(model, pr
     with pytest.raises(ValueError, match="`caption` must hold strings or lists of strings"):
         numbered = pairs.remove_columns("caption").add_column("caption", list(range(len(pairs))))
         CyCLIPTrainer(model, arguments, train_dataset=numbered, processing_class=processor)
+    options = {"train_dataset": pairs, "processing_class": processor}
     with pytest.raises(ValueError, match="no use for `compute_metrics`"):
-        CyCLIPTrainer(model, arguments, train_dataset=pairs, processing_class=processor, compute_metrics=len)
+        CyCLIPTrainer(model, arguments, compute_metrics=len, **options)
+    rates = CyCLIPTrainingArguments(str(tmp_path), use_cpu=True, text_learning_rate=1e-5)
+    with pytest.raises(ValueError, match="parameter groups"):
+        CyCLIPTrainer(model, rates, optimizers=(torch.optim.SGD(model.parameters()), None), **options)
