@@ -9,7 +9,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitInfo
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
@@ -31,8 +31,9 @@ from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import decay_parameter_names, set_tower_learning_rates
 from .publishing import PublishingMixin
 from .sampler import EpochSampler
-from .samples import Augment, CaptionedSamples, SampleCollator, check_columns
+from .samples import Augment, CaptionedSamples, SampleCollator
 from .train_sampler import make_train_sampler
+from .trainer_checks import check_trainer
 from .training_args import CyCLIPTrainingArguments
 from .weighted_mean import WeightedMean
 
@@ -116,38 +117,12 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         augment: Augment | None = None,
         **kwargs,
     ):
-        if not isinstance(model, CyCLIPModel):
-            raise ValueError(
-                f"CyCLIPTrainer trains a CyCLIPModel, got a {type(model).__name__}. Open a CLIP checkpoint with "
-                "`CyCLIPModel.from_pretrained(...)`."
-            )
-        if not isinstance(args, CyCLIPTrainingArguments):
-            raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
         eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
-        for dataset in (train_dataset, *eval_datasets):
-            if isinstance(dataset, IterableDataset):
-                raise ValueError(
-                    "CyCLIPTrainer reads rows by index, which an IterableDataset has not: pass a `datasets.Dataset`, such "
-                    "as `load_dataset` gives without `streaming=True`."
-                )
-            check_columns(dataset)
-        for unused in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
-            if kwargs.get(unused) is not None:
-                raise ValueError(
-                    f"CyCLIPTrainer has no use for `{unused}`: the loss belongs to the model, and evaluation computes no "
-                    "logits. Metrics of your own go into `extra_metrics`."
-                )
-        optimizer, _ = kwargs.get("optimizers", (None, None))
-        if optimizer is not None and (args.vision_learning_rate, args.text_learning_rate) != (None, None):
-            raise ValueError(
-                "`vision_learning_rate` and `text_learning_rate` are for the optimizer that CyCLIPTrainer makes: give your "
-                "own optimizer parameter groups at those rates."
-            )
+        check_trainer(model, args, (train_dataset, *eval_datasets), kwargs)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
             data_collator = CyCLIPDataCollator(processing_class)
-        _check_processes(args)
         self.write_model_card, self.publish, self.extra_metrics = write_model_card, publish, extra_metrics
         self.augment = augment
         if eval_dataset is None and extra_metrics is not None:
@@ -377,23 +352,6 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         parts = self.model.compute_loss(image_embeds, text_embeds, outputs.logit_scale)
         self._eval_parts.add(parts._asdict(), weight=len(image_embeds))
         return parts.loss, None, None
-
-
-def _check_processes(args: CyCLIPTrainingArguments) -> None:
-    """Refuses to train with fewer pairs in the contrastive batch than was asked for."""
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process, each of which would see only its own negatives. Start one "
-            f"process a GPU, `accelerate launch --num_processes {args.n_gpu} SCRIPT ...`, or show one GPU only, "
-            "`CUDA_VISIBLE_DEVICES=0`."
-        )
-    # On CPU `accelerate launch` sets the address of a process group, and starts one process without it.
-    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if launched_on_cpu and "MASTER_ADDR" in os.environ and args.world_size == 1:
-        raise ValueError(
-            "`accelerate launch --cpu` was asked for several processes but starts one. Launch them with `torchrun "
-            "--nproc_per_node N SCRIPT ... --use_cpu`."
-        )
 
 
 __all__ = ["CyCLIPTrainer"]
