@@ -9,7 +9,7 @@ import yaml
 from datasets import Dataset, Image, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 
 REGISTRY = Path(__file__).with_name("benchmarks.yaml")
@@ -92,6 +92,8 @@ class Benchmark:
         if self._is_on_hub():
             try:
                 path = Path(hf_hub_download(self.path, name, repo_type="dataset"))
+            except LocalEntryNotFoundError as error:
+                raise ValueError(f"{name} of {self.path} cannot be fetched from the Hub: {error}") from error
             except EntryNotFoundError:
                 return None
         if not path.is_file():

@@ -10,12 +10,16 @@ from evaluation.ranking import nearest, similarity_chunks
 from evaluation.zero_shot import predict
 
 
+# Numbers of neighbours that the paper's script takes.
+NEIGHBOURS = (1, 3, 5, 10, 30)
+
+
 def consistency(
     image_embeds: Tensor,
     class_embeds: Tensor,
     reference_embeds: Tensor,
     reference_labels: Tensor,
-    ks: Sequence[int] = (1, 3, 5, 10, 30),
+    ks: Sequence[int] = NEIGHBOURS,
 ) -> dict[str, Measure]:
     r"""
     Share of the test images whose zero-shot label (text space) is the label of their k nearest reference images (image

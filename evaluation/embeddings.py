@@ -189,7 +189,7 @@ class _OpenedImages(Dataset):
             return BrokenImageError(f"row {row} ({error.name})", error.reason)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _encode(
     model: CLIPModel,
     items: Sequence,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -41,12 +42,16 @@ def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tupl
     if dtype not in DTYPES:
         raise ValueError(f"The precision is one of {', '.join(DTYPES)}, got {dtype}.")
     try:
-        model = AutoModel.from_pretrained(name_or_path, dtype=DTYPES[dtype])
+        model, loading = AutoModel.from_pretrained(name_or_path, dtype=DTYPES[dtype], output_loading_info=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name_or_path} is not a checkpoint that transformers can open: {error}") from error
     if not isinstance(model, CLIPModel):
         raise ValueError(
             f"{name_or_path} is a {type(model).__name__}, not a CLIP model with an image and a text tower."
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"{name_or_path} lacks weights of a CLIP model, which would be random: {missing[0]} and {len(missing) - 1} others."
         )
     try:
         processor = AutoProcessor.from_pretrained(name_or_path)
@@ -112,7 +117,10 @@ class Encoder:
                 progress=True,
             )
 
-        return self._kept("images", dataset._fingerprint, compute)
+        fingerprint = dataset._fingerprint
+        if states := _file_states(dataset):
+            fingerprint += f"-{_digest(repr(states).encode())}"
+        return self._kept("images", fingerprint, compute)
 
     def texts(self, texts: Sequence[str]) -> Tensor | None:
         """Features of texts before normalisation, `(num_texts, dim)`; `None` but on the main process."""
@@ -129,6 +137,11 @@ class Encoder:
         # The main process decides for all, which need not share a file system.
         if not broadcast_object_list([path.is_file()])[0]:
             features = compute()
+            if not features.isfinite().all():
+                raise ValueError(
+                    f"The model gives embeddings of {kind} that are not finite: it has diverged in training, or its weights "
+                    "are damaged."
+                )
             if self.state.is_main_process:
                 self.cache_dir.mkdir(parents=True, exist_ok=True)
                 # Under another name until it is whole, so that an interrupted run leaves no half file behind.
@@ -142,12 +155,27 @@ class Encoder:
 def checkpoint_fingerprint(model: CLIPModel, processor: ProcessorMixin) -> str:
     """16 hexadecimal digits that change with the weights, the configuration, the processor or the precision."""
     parts = [model.config.to_json_string(), processor.image_processor.to_json_string(), str(model.dtype)]
-    parts.append(repr(sorted(processor.tokenizer.get_vocab().items())))
+    tokenizer = processor.tokenizer
+    parts.append(
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
+    )
+    parts.append(str(tokenizer.model_max_length))
     digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _file_states(dataset: Dataset) -> list[tuple[str, int, int]]:
+    """Size and time of the image files that rows only name: the fingerprint of `datasets` is of the names."""
+    paths = []
+    for rows in dataset.with_format("arrow").iter(batch_size=1000):
+        images = rows.column("image")
+        is_named = pc.is_null(pc.struct_field(images, "bytes"))
+        paths += pc.struct_field(images, "path").filter(is_named).to_pylist()
+    states = ((path, os.stat(path)) for path in paths if path is not None and os.path.isfile(path))
+    return [(path, state.st_size, state.st_mtime_ns) for path, state in states]
 
 
 def _digest(data: bytes) -> str:

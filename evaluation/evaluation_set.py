@@ -1,5 +1,6 @@
 """From the rows of a dataset to what is measured: images, labels, class names, captions, superclasses."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from evaluation.benchmarks import Benchmark
 from evaluation.embeddings import GENERAL_TEMPLATES
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,10 @@ def _classes(
     """Class names, and the labels of every split."""
     feature = next(iter(datasets.values())).features[column]
     rows = {split: dataset[column][:] for split, dataset in datasets.items()}
+    for split, labels in rows.items():
+        # -1 is what `datasets` has where a label is missing.
+        if missing := [row for row, label in enumerate(labels) if label in (None, -1)]:
+            raise ValueError(f"Row {missing[0]} of the split {split} has no label in column '{column}'.")
     if _is_text(feature):
         names = sorted({value for values in rows.values() for value in values})
         index = {name: label for label, name in enumerate(names)}
@@ -260,12 +268,18 @@ def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
         column = next((name for name in ("captions", "caption", "txt") if name in dataset.column_names), None)
         if column is None:
             return None
+        try:
+            return _captions(dataset, column)
+        # What nobody asked for ends no run.
+        except ValueError as error:
+            logger.warning(f"Captions are left out: {error}")
+            return None
     _check_column(dataset, column, "--caption_column")
     feature = dataset.features[column]
     if not (_is_text(feature) or (isinstance(feature, List) and _is_text(feature.feature))):
         raise ValueError(f"Column '{column}' holds no captions (text or lists of texts). Set --caption_column.")
     rows = [row.split("\n") if isinstance(row, str) else row or [] for row in dataset[column]]
-    captions = [[caption.strip() for caption in row if caption.strip()] for row in rows]
+    captions = [[caption.strip() for caption in row if caption and caption.strip()] for row in rows]
     if empty := [row for row, texts in enumerate(captions) if not texts]:
         raise ValueError(f"Row {empty[0]} has no caption in column '{column}'.")
     return captions

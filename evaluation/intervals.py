@@ -37,11 +37,13 @@ class Measure:
     @property
     def value(self) -> float:
         """The figure, a share where scores are."""
-        scores = self.scores.double()
+        # On the CPU: not every device has float64.
+        scores = self.scores.cpu().double()
         if self.classes is None:
             return scores.mean().item()
-        totals = torch.bincount(self.classes)
-        sums = torch.bincount(self.classes, weights=scores)
+        classes = self.classes.cpu()
+        totals = torch.bincount(classes)
+        sums = torch.bincount(classes, weights=scores)
         return (sums[totals > 0] / totals[totals > 0]).mean().item()
 
     def interval(self, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -54,7 +56,7 @@ class Measure:
             raise ValueError(
                 f"Only measures of the same items can be compared, got {len(self)} and {len(other)} items."
             )
-        return Measure(self.scores.double() - other.scores.double(), self.classes)
+        return Measure(self.scores.cpu().double() - other.scores.cpu().double(), self.classes)
 
 
 def bootstrap_interval(
@@ -84,7 +86,7 @@ def bootstrap_interval(
     """
     if classes is None:
         classes = torch.zeros(len(scores), dtype=torch.long)
-    items = np.stack([classes.double().cpu().numpy(), scores.double().cpu().numpy()], axis=1)
+    items = np.stack([classes.cpu().double().numpy(), scores.cpu().double().numpy()], axis=1)
     distinct, counts = np.unique(items, axis=0, return_counts=True)
     values = distinct[:, 1]
     first_of_class = np.flatnonzero(np.diff(distinct[:, 0], prepend=-1))

@@ -33,7 +33,8 @@ def rank_of(similarities: Tensor, targets: Tensor) -> Tensor:
     """
     own = similarities.gather(1, targets[:, None])
     before = torch.arange(similarities.shape[1], device=similarities.device) < targets[:, None]
-    return ((similarities > own) | ((similarities == own) & before)).sum(dim=1)
+    # Not "greater": what is not a number comes before all, so that a model that has diverged finds nothing.
+    return (~(similarities <= own) | ((similarities == own) & before)).sum(dim=1)
 
 
 def nearest(similarities: Tensor, k: int) -> Tensor:

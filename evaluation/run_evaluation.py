@@ -7,7 +7,7 @@ accelerate launch evaluation/run_evaluation.py --model_name_or_path OUT --datase
 import csv
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         with state.main_process_first():
             data = load_data(data_args, args.baseline_points)
         protocols = choose_protocols(args.tasks, data.test, data.train, data.shifts)
+        if not any("train" in protocol.needs for protocol in protocols.values()):
+            data = replace(data, train=None)
         sets = embed_all(args.model_name_or_path, data, args, state)
         compared_sets = None if args.compare_to is None else embed_all(args.compare_to, data, args, state)
         if not state.is_main_process:

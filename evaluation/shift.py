@@ -5,6 +5,7 @@ Effective robustness is accuracy under shift above what accuracy without it lets
 under shift above that of a model without the intervention, is a paired difference of two checkpoints' measures.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,15 +93,24 @@ def matched_accuracy(
     Raises:
         `ValueError`: a class of the shifted set that the unshifted set does not have, or none of its images.
     """
-    position = {name: label for label, name in enumerate(class_names)}
-    if missing := [name for name in shifted_class_names if name not in position]:
+    position = {name: label for label, name in enumerate(_numbered(class_names))}
+    if missing := [name for name in _numbered(shifted_class_names) if name not in position]:
         raise ValueError(
-            f"The shifted set's class '{missing[0]}' is not among the {len(class_names)} classes of the unshifted set."
+            f"The shifted set's class '{missing[0][0]}' is not among the {len(class_names)} classes of the unshifted set."
         )
-    candidates = torch.tensor([position[name] for name in shifted_class_names], device=labels.device)
+    candidates = torch.tensor([position[name] for name in _numbered(shifted_class_names)], device=labels.device)
     present = candidates[shifted_labels.unique()]
     rows = torch.isin(labels, present)
     if not rows.any():
         raise ValueError("The unshifted set has no image of the classes that the shifted set has images of.")
     predictions = candidates[predict(image_embeds[rows], class_embeds[candidates])]
     return Measure((predictions == labels[rows]).float())
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Names with their number among equal ones: some sets have two classes of one name."""
+    seen, numbered = Counter(), []
+    for name in names:
+        numbered.append((name, seen[name]))
+        seen[name] += 1
+    return numbered

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evaluation.centring import center
 from evaluation.clustering import clustering
-from evaluation.consistency import consistency
+from evaluation.consistency import NEIGHBOURS, consistency
 from evaluation.embeddings import class_prompts
 from evaluation.encoder import Encoder
 from evaluation.evaluation_set import EvaluationSet
@@ -165,7 +165,8 @@ def run_shift(sets: EmbeddedSets) -> Figures:
 
 def run_consistency(sets: EmbeddedSets) -> Figures:
     test, train = sets.test, sets.train
-    return consistency(test.image_embeds, test.class_embeds, train.image_embeds, train.labels)
+    ks = [k for k in NEIGHBOURS if k <= len(train.labels)]
+    return consistency(test.image_embeds, test.class_embeds, train.image_embeds, train.labels, ks)
 
 
 def run_fine_coarse(sets: EmbeddedSets) -> Figures:
@@ -257,6 +258,8 @@ HINTS = {
     "labels": "class labels (--label_column)",
     "repeats": "at least two images a class, on average (--label_column)",
     "train": "reference images (--train_split)",
+    "train_classes": "reference images of at least two classes (--train_split)",
+    "two_images": "at least two images",
     "shifts": "shifted sets (--shift_datasets, --shift_splits)",
     "superclasses": "superclasses (--coarse_column)",
     "captions": "captions (--caption_column)",
@@ -269,8 +272,8 @@ PROTOCOLS = {
     "consistency": Protocol(run_consistency, ("labels", "train")),
     "fine_coarse": Protocol(run_fine_coarse, ("labels", "superclasses")),
     "retrieval": Protocol(run_retrieval, ("captions",)),
-    "linear_probe": Protocol(run_linear_probe, ("labels", "train"), centred=False),
-    "geometry": Protocol(run_geometry, ()),
+    "linear_probe": Protocol(run_linear_probe, ("labels", "train", "train_classes"), centred=False),
+    "geometry": Protocol(run_geometry, ("two_images",)),
     "image_retrieval": Protocol(run_image_retrieval, ("labels", "repeats")),
     "clustering": Protocol(run_clustering, ("labels", "repeats")),
     "winoground": Protocol(run_winoground, ("winoground",)),
@@ -293,6 +296,8 @@ def choose_protocols(
         # Where each image is a class of its own, neither clusters nor images of the same class mean anything.
         "repeats": test.labels is not None and len(test.labels) >= 2 * len(test.labels.unique()),
         "train": train is not None,
+        "train_classes": train is not None and train.labels is not None and len(train.labels.unique()) > 1,
+        "two_images": len(test.dataset) > 1,
         "shifts": bool(shifts),
         "superclasses": test.superclasses is not None,
         "captions": test.captions is not None,

@@ -114,6 +114,19 @@ def test_shift_compares_the_same_classes():
     assert len(measure) == len(hits)
 
 
+def test_classes_of_one_name_are_told_apart_under_shift():
+    names = ["a", "sunglasses", "sunglasses", "b"]
+    images, classes, labels = tied_embeds(40, 4, seed=0), tied_embeds(4, 4, seed=1), random_labels(40, 4)
+    measure = matched_accuracy(images, classes, labels, names, names, labels)
+    assert len(measure) == 40 and measure.value == zero_shot(images, classes, labels)["top1"].value
+
+
+def test_similarities_that_are_no_numbers_are_no_hits():
+    images = torch.full((6, 4), float("nan"))
+    measures = zero_shot(images, torch.eye(4), torch.zeros(6, dtype=torch.long), topk=(1, 3))
+    assert measures["top1"].value == measures["top3"].value == 0
+
+
 def test_effective_robustness_is_the_height_above_the_line():
     assert effective_robustness(20.0, 17.0, BaselineLine(1.2, -9.0)) == pytest.approx(2.0)
     line = fit_line([(10, 3), (20, 15), (30, 27)])

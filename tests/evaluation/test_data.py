@@ -4,6 +4,7 @@ import tarfile
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Image, Value
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from evaluation.benchmarks import REGISTRY, Benchmark, open_benchmark
 from evaluation.embeddings import GENERAL_TEMPLATES
@@ -211,12 +212,30 @@ def test_rows_without_caption_and_two_image_columns(tmp_path):
     rows = Dataset.from_dict({"image": [coloured_image("red")], "caption": [" "]}).cast_column("image", Image())
     rows.to_parquet(tmp_path / "test-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="Row 0 has no caption"):
-        load(tmp_path)
+        load(tmp_path, caption="caption")
+    assert load(tmp_path).captions is None
     (tmp_path / "two").mkdir()
     rows = rows.add_column("mask", [png()]).cast_column("mask", Image())
     rows.to_parquet(tmp_path / "two" / "test-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="found image, mask"):
         load(tmp_path / "two")
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_rows_without_label_are_named(tmp_path, label):
+    rows = Dataset.from_dict({"image": [coloured_image("red")] * 2, "label": [0, label]}).cast_column("image", Image())
+    rows.cast_column("label", ClassLabel(names=["a", "b"])).to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="Row 1 of the split test has no label in column 'label'"):
+        load(tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_gives_no_other_templates(monkeypatch):
+    def fail(*args, **kwargs):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("evaluation.benchmarks.hf_hub_download", fail)
+    with pytest.raises(ValueError, match="cannot be fetched from the Hub: no connection"):
+        Benchmark("clip-benchmark/wds_none").templates("test")
 
 
 def test_class_label_of_one_column_is_found(tmp_path):

@@ -1,8 +1,12 @@
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from datasets import Dataset, Image
+from PIL import Image as PILImage
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from evaluation.embeddings import class_embeddings, image_embeddings, text_embeddings
 from evaluation.encoder import Encoder, checkpoint_fingerprint, load_checkpoint
@@ -88,7 +92,7 @@ def test_bf16_is_close(model, processor, pairs):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_broken_image_is_named_by_its_row(model, processor, tmp_path, num_workers):
     (tmp_path / "cat.png").write_text("not an image")
-    images = [Image.new("RGB", (16, 16)), str(tmp_path / "cat.png")]
+    images = [PILImage.new("RGB", (16, 16)), str(tmp_path / "cat.png")]
     with pytest.raises(ValueError, match=r"^An image cannot be opened: row 1 \(.*cat.png\): UnidentifiedImageError"):
         image_embeddings(model, processor, images, num_workers=num_workers)
 
@@ -148,13 +152,41 @@ def test_encoder_computes_anew_what_has_changed(model, processor, pairs, tmp_pat
     assert len(after.images(pairs.select(range(4)))) == 4
 
 
+def test_encoder_notices_files_with_other_content(model, processor, tmp_path, single_process):
+    path = tmp_path / "image.png"
+    coloured_image("red").save(path)
+    rows = Dataset.from_dict({"image": [str(path)]}).cast_column("image", Image(decode=False))
+    encoder = Encoder(model, processor, tmp_path / "kept", 8, 0, single_process)
+    before = encoder.images(rows)
+    assert torch.equal(encoder.images(rows), before) and len(list((tmp_path / "kept").iterdir())) == 1
+    coloured_image("blue", size=17).save(path)
+    assert not torch.equal(encoder.images(rows), before)
+
+
+def test_a_model_that_has_diverged_is_not_measured(model, processor, pairs, tmp_path, single_process):
+    with torch.no_grad():
+        model.visual_projection.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="images that are not finite"):
+        Encoder(model, processor, tmp_path, 8, 0, single_process).images(pairs)
+
+
+def test_embeddings_can_be_trained_on(model, processor, pairs):
+    embeds = image_embeddings(model, processor, pairs["image"][:2])
+    head = torch.nn.Linear(embeds.shape[1], 2)
+    head(embeds).sum().backward()
+    assert head.weight.grad is not None
+
+
 def test_fingerprint_knows_weights_processor_and_precision(model, processor):
     prints = {checkpoint_fingerprint(model, processor)}
     processor.image_processor.crop_size = {"height": 8, "width": 8}
     prints.add(checkpoint_fingerprint(model, processor))
     prints.add(checkpoint_fingerprint(model.to(torch.bfloat16), processor))
+    processor.tokenizer.model_max_length = 7
+    prints.add(checkpoint_fingerprint(model, processor))
+    processor.tokenizer.model_max_length = 16
     processor.image_processor.crop_size = {"height": 16, "width": 16}
-    assert len(prints) == 3
+    assert len(prints) == 4
 
 
 def test_checkpoint_opens_with_the_auto_classes(checkpoint, model):
@@ -178,6 +210,12 @@ def test_checkpoint_faults(tmp_path, model, checkpoint):
     BertModel(bert).save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match="is a BertModel, not a CLIP model"):
         load_checkpoint(str(tmp_path / "bert"), "fp32", cpu)
+    weights = load_file(f"{checkpoint}/model.safetensors")
+    shutil.copytree(checkpoint, tmp_path / "partial")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks weights .* visual_projection\.weight"):
+        load_checkpoint(str(tmp_path / "partial"), "fp32", cpu)
     model.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="lacks a tokenizer or an image processor"):
         load_checkpoint(str(tmp_path / "bare"), "fp32", cpu)
