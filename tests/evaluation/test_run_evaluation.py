@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset, Image, load_dataset
 
+from evaluation.embeddings import class_embeddings, image_embeddings
 from evaluation.report import markdown_table
 from evaluation.run_evaluation import main
 from evaluation.suite import PROTOCOLS
+from evaluation.zero_shot import zero_shot
 from tests.conftest import coloured_image
 
 
@@ -109,13 +111,21 @@ def test_shifted_set_may_be_a_dataset_of_its_own(run, checkpoint, data_folder, s
     assert shift[f"{shifted_folder} [test] top1"] == shift[f"{data_folder} [faded] top1"]
 
 
-def test_string_labels_with_templates_and_excluded_rows(run, checkpoint, tmp_path):
+def test_string_labels_with_templates_and_excluded_rows(run, checkpoint, model, processor, data_folder, tmp_path):
     (tmp_path / "templates.txt").write_text("{}\na {} picture\n\n")
     arguments = ["--label_column", "name", "--shift_splits", "faded", "--exclude", "name=red paint"]
     tables = run(*arguments, "--templates", str(tmp_path / "templates.txt"), "--tasks", "zero_shot", "shift")[
         "results"
     ]
-    assert tables[checkpoint]["zero_shot"]["top3"] == {"value": 1.0, "low": 1.0, "high": 1.0, "items": 21}
+    dataset = load_dataset(str(data_folder), split="test")
+    rows = [row for row in dataset if row["name"] != "red paint"]
+    names = sorted({row["name"] for row in rows})
+    classes = class_embeddings(model, processor, names, ["{}", "a {} picture"])
+    images = image_embeddings(model, processor, [row["img"] for row in rows])
+    expected = zero_shot(images, classes, torch.tensor([names.index(row["name"]) for row in rows]))
+    for name, measure in expected.items():
+        assert tables[checkpoint]["zero_shot"][name]["value"] == measure.value
+    assert tables[checkpoint]["zero_shot"]["top1"]["items"] == len(rows) == 21
 
 
 def test_all_tasks_leave_out_what_few_images_do_not_allow(run, checkpoint, tmp_path):
