@@ -222,7 +222,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"Published: {committed.commit_url}")
         if args.with_space:
             space["license"] = ModelCard.load(args.output_dir / CARD).data.get("license")
-            committed = publish_space(args.output_dir, args.repo_id, private=args.private, **space)
+            repo_id = committed.repo_url.repo_id  # with the namespace, which may be left out
+            committed = publish_space(args.output_dir, repo_id, private=args.private, **space)
             print(f"Published: {committed.repo_url}")
     except (ValueError, PublishError) as error:
         sys.exit(f"error: {error}")

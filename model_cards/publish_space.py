@@ -38,7 +38,7 @@ def publish_space(
         license (`str`, *optional*):
             The Hub's identifier of the model's licence.
         private (`bool`, *optional*):
-            Whether a new Space is private.
+            Whether a new Space is private. Default: as the model is.
         revision (`str`, *optional*, defaults to `"main"`):
             The model's branch. The Space has only one.
         token (`str`, *optional*):
@@ -53,7 +53,10 @@ def publish_space(
     """
     output_dir, api = Path(output_dir), HfApi(token=token)
     with saying_how_to_go_on(output_dir, repo_id, "the Space "):
-        api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        if private is None:
+            private = api.model_info(repo_id).private
+        space = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        repo_id = space.repo_id
         published = read_published(api, repo_id, repo_type="space")
     uploads, deletions = plan_space(output_dir, repo_id, published, images=images, license=license, revision=revision)
     with saying_how_to_go_on(output_dir, repo_id, "the Space "):

@@ -108,6 +108,14 @@ def test_space_is_published_beside_the_model(hub, publish, run_folder, images):
     assert done.returncode == 0 and len(hub.repos["spaces/tester/vit"].log) == 2, done.stderr
 
 
+def test_space_is_as_private_as_a_model_and_named_with_its_namespace(hub, publish, run_folder):
+    publish(run_folder, "vit", "--private")
+    done = publish(run_folder, "vit", "--with_space")
+    assert done.returncode == 0, done.stderr
+    assert hub.repos["spaces/tester/vit"].is_private
+    assert json.loads(hub.files("spaces/tester/vit")["checkpoint.json"])["name"] == "tester/vit"
+
+
 def test_updated_space_keeps_its_words_and_takes_new_images(hub, publish, run_folder, images):
     publish(run_folder, "tester/vit", "--with_space", "--space_images", images)
     card = SpaceCard(hub.files("spaces/tester/vit")["README.md"].decode())
