@@ -83,8 +83,8 @@ class Evaluation:
     What one results.json says of one checkpoint.
 
     Args:
-        path (`Path`):
-            The file.
+        plots (`list[Path]`):
+            Plots of it, which lie beside the file.
         header (`dict`):
             How it was measured.
         table (`dict`):
@@ -93,7 +93,7 @@ class Evaluation:
             The same in a row.
     """
 
-    path: Path
+    plots: list[Path]
     header: dict
     table: dict
     figures: list[Figure]
@@ -101,16 +101,15 @@ class Evaluation:
     def files(self, model_id: str) -> dict[str, bytes]:
         """
         For publishing, by path in the repository: the results of this checkpoint alone, without names of local folders,
-        and the plots beside them. The folder is named after its content, so that no later run replaces it.
+        and its plots. The folder is named after its content, so that no later run replaces it.
         """
         first = self.figures[0]
         data = (first.dataset_id or first.dataset_name) + (f" [{first.split}]" if first.split else "")
         content = {**self.header, "data": data, "results": {model_id: self.table}}
         results = (json.dumps(content, indent=2) + "\n").encode()
         folder = f"evaluation/{first.dataset_name}-{hashlib.sha256(results).hexdigest()[:8]}"
-        plots = sorted(self.path.parent.glob("plots/*.png"))
         return {f"{folder}/results.json": results} | {
-            f"{folder}/plots/{plot.name}": plot.read_bytes() for plot in plots
+            f"{folder}/plots/{plot.name}": plot.read_bytes() for plot in self.plots
         }
 
 
@@ -162,7 +161,9 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
         for task, figures in tables[heading].items()
         for name, figure in figures.items()
     ]
-    return Evaluation(Path(path), header, tables[heading], figures)
+    # evaluation/ draws the checkpoint that it measures first.
+    plots = sorted(Path(path).parent.glob("plots/*.png")) if heading == next(iter(tables)) else []
+    return Evaluation(plots, header, tables[heading], figures)
 
 
 def eval_results(figures: Iterable[Figure]) -> list[EvalResult]:

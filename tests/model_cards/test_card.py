@@ -117,6 +117,14 @@ def test_sets_that_are_not_on_the_hub_have_no_entry_and_no_folder(run_folder, tm
     assert published["data"] == "cifar10 [val]" and list(published["results"]) == ["tester/vit"]
 
 
+def test_plots_are_published_with_the_model_that_they_show(results, run_folder):
+    assert [path.rpartition("/")[2] for path in read_results(results, [str(run_folder)]).files("tester/vit")] == [
+        "results.json", "confusion.png",
+    ]  # fmt: skip
+    (name,) = read_results(results, ["other/model"]).files("other/model")
+    assert name.endswith("/results.json")
+
+
 def test_results_of_another_model_are_refused(results, run_folder, tmp_path):
     with pytest.raises(ValueError, match=r"none of somewhere/else.*--results_of"):
         read_results(results, ["somewhere/else"])
