@@ -65,8 +65,7 @@ class Figure:
     @property
     def dataset_id(self) -> str | None:
         """The set's name on the Hub, if that is where it is."""
-        is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", self.dataset)
-        return self.dataset if is_id and not Path(self.dataset).exists() else None
+        return self.dataset if _is_on_the_hub(self.dataset) else None
 
     @property
     def as_text(self) -> str:
@@ -88,7 +87,7 @@ class Evaluation:
         header (`dict`):
             How it was measured.
         table (`dict`):
-            Figures by protocol, as they stand there.
+            Figures by protocol, as they stand there but for names of local folders.
         figures (`list[Figure]`):
             The same in a row.
     """
@@ -143,6 +142,10 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
             f"{path} has results of {', '.join(tables)}, but none of {', '.join(names)}. If one of them is this model "
             "from before it was moved, name it with --results_of."
         )
+    table = {
+        task: {_without_folder(name): figure for name, figure in figures.items()}
+        for task, figures in tables[heading].items()
+    }
     match = re.fullmatch(r"(.*) \[(.*)\]", data)
     dataset, split = match.groups() if match else (data, None)
     main = header.get("metric of the paper") or "top1"
@@ -158,12 +161,23 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
             items=figure.get("items"),
             is_main=name == main and task in ("zero_shot", "retrieval", "winoground"),
         )
-        for task, figures in tables[heading].items()
+        for task, figures in table.items()
         for name, figure in figures.items()
     ]
     # evaluation/ draws the checkpoint that it measures first.
     plots = sorted(Path(path).parent.glob("plots/*.png")) if heading == next(iter(tables)) else []
-    return Evaluation(plots, header, tables[heading], figures)
+    return Evaluation(plots, header, table, figures)
+
+
+def _is_on_the_hub(dataset: str) -> bool:
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", dataset)
+    return is_id is not None and not Path(dataset).exists()
+
+
+def _without_folder(name: str) -> str:
+    """Of a figure named after a set, `"/home/me/sketches [test] top1"`, the folder's last part: `"sketches [test] top1"`."""
+    dataset, bracket, rest = name.partition(" [")
+    return name if not bracket or _is_on_the_hub(dataset) else f"{Path(dataset).name} [{rest}"
 
 
 def eval_results(figures: Iterable[Figure]) -> list[EvalResult]:

@@ -117,6 +117,18 @@ def test_sets_that_are_not_on_the_hub_have_no_entry_and_no_folder(run_folder, tm
     assert published["data"] == "cifar10 [val]" and list(published["results"]) == ["tester/vit"]
 
 
+def test_figures_of_shifts_name_no_local_folders(results, run_folder):
+    content = json.loads(results.read_text())
+    shift = {f"{name} [test] top1": {"value": 0.5} for name in ("/home/me/sketches", "somebody/on_the_hub")}
+    content["results"][str(run_folder)]["shift"] = shift | {"/home/me/sketches [test]: drop (points)": {"value": 2.5}}
+    results.write_text(json.dumps(content))
+    evaluation = read_results(results, [str(run_folder)])
+    assert [figure.name for figure in evaluation.figures if figure.task == "shift"] == [
+        "sketches [test] top1", "somebody/on_the_hub [test] top1", "sketches [test]: drop (points)",
+    ]  # fmt: skip
+    assert b"/home/me" not in b"".join(evaluation.files("tester/vit").values())
+
+
 def test_plots_are_published_with_the_model_that_they_show(results, run_folder):
     assert [path.rpartition("/")[2] for path in read_results(results, [str(run_folder)]).files("tester/vit")] == [
         "results.json", "confusion.png",
