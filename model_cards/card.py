@@ -71,7 +71,7 @@ def make_card(
         [`~huggingface_hub.ModelCard`]
 
     Raises:
-        `ValueError`: no checkpoint there, or weights that are cut off.
+        `ValueError`: no checkpoint there, or weights or another of its files that are cut off.
     """
     output_dir, figures = Path(output_dir), list(figures)
     check_checkpoint(output_dir)
@@ -79,7 +79,7 @@ def make_card(
     run, state = _read_json(output_dir / RUN_RECORD), _read_json(output_dir / "trainer_state.json")
     license = license or run.get("model", {}).get("license")
     logs = state.get("log_history", [])
-    name = Path(model_id).name
+    name = Path(model_id).resolve().name
 
     data = ModelCardData(
         license=license,
@@ -144,7 +144,10 @@ def _data_name(run: dict[str, Any]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole JSON file. Restore it, or remove it: {error}") from error
 
 
 def _last(logs: list[dict], names: Iterable[str]) -> dict[str, float]:

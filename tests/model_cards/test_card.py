@@ -188,6 +188,19 @@ def test_only_named_files_are_published(run_folder):
     assert left_out(run_folder) == ["checkpoint-6/", "embeddings/", "optimizer.pt", "training_args.bin"]
 
 
+@pytest.mark.parametrize("name", ["trainer_state.json", "run.json"])
+def test_names_a_file_that_is_cut_off(run_folder, name):
+    (run_folder / name).write_text((run_folder / name).read_text()[:-5])
+    with pytest.raises(ValueError, match=rf"vit/{name} is no whole JSON file"):
+        make_card(run_folder, "tester/vit")
+
+
+def test_a_card_of_the_folder_one_is_in_has_its_name(run_folder, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    main(["."])
+    assert "\n# vit\n" in (run_folder / "README.md").read_text()
+
+
 def test_counts_parameters(run_folder, resnet_folder):
     for folder in (run_folder, resnet_folder):
         assert count_parameters(folder) == CyCLIPModel.from_pretrained(folder).num_parameters()
