@@ -37,7 +37,7 @@ from model_cards.repository import (
     read_published,
     saying_how_to_go_on,
 )
-from model_cards.results import Evaluation, eval_result_entries, eval_results
+from model_cards.results import Evaluation, eval_result_entries, eval_results, merge_entries
 
 
 # Files in the repository that belong to its weights: new weights must not stand beside those of others.
@@ -165,7 +165,10 @@ def make_plan(
         uploads |= evaluation.files(repo_id)
     if comparison is not None:
         uploads["comparison/results.json"] = (json.dumps(comparison, indent=1) + "\n").encode()
-    for path, entries in eval_result_entries(figures).items():
+    for path, new in eval_result_entries(figures).items():
+        entries = published.eval_results.get(path, []) if is_same_model else []
+        for entry in new:
+            entries = merge_entries(entries, entry)
         uploads[path] = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False).encode()
     uploads[CARD] = text.encode()
     deletions = []

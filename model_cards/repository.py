@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+import yaml
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
     CommitOperationDelete,
+    EvalResultEntry,
     HfApi,
     ModelCard,
     RepoCard,
     SpaceCard,
+    parse_eval_result_entries,
 )
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
@@ -42,11 +45,14 @@ class Published:
             Its files by path.
         card ([`~huggingface_hub.RepoCard`], *optional*):
             Its card.
+        eval_results (`dict[str, list[EvalResultEntry]]`):
+            Its `.eval_results/*.yaml` by path.
     """
 
     commit: str | None
     files: dict[str, RepoFile]
     card: RepoCard | None
+    eval_results: dict[str, list[EvalResultEntry]]
 
     @property
     def weights(self) -> dict[str, str]:
@@ -66,7 +72,7 @@ class Published:
         return file.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-NOTHING = Published(commit=None, files={}, card=None)
+NOTHING = Published(commit=None, files={}, card=None, eval_results={})
 
 
 def read_published(api: HfApi, repo_id: str, revision: str | None = None, repo_type: str = "model") -> Published:
@@ -77,10 +83,17 @@ def read_published(api: HfApi, repo_id: str, revision: str | None = None, repo_t
         return NOTHING
     tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
     files = {file.path: file for file in tree if isinstance(file, RepoFile)}
-    card = None
-    if CARD in files:
-        card = CARDS[repo_type].load(api.hf_hub_download(repo_id, CARD, revision=commit, repo_type=repo_type))
-    return Published(commit, files, card)
+
+    def download(path: str) -> Path:
+        return Path(api.hf_hub_download(repo_id, path, revision=commit, repo_type=repo_type))
+
+    card = CARDS[repo_type].load(download(CARD)) if CARD in files else None
+    eval_results = {
+        path: parse_eval_result_entries(yaml.safe_load(download(path).read_text(encoding="utf-8")))
+        for path in files
+        if fnmatch(path, ".eval_results/*.yaml")
+    }
+    return Published(commit, files, card, eval_results)
 
 
 def commit(
@@ -139,7 +152,11 @@ def _how_to_go_on(error: Exception, output_dir: Path, repo_id: str, what: str) -
     if status == 412:
         return f"Somebody else has changed {what}{repo_id} meanwhile, so nothing was published. To build on that, {again}."
     cause = f": {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
+    failed = f"{what}{repo_id} was not published: {error}{cause}"
+    # A wrong name or wrong metadata (ValueError), or what the Hub refuses (4xx, but for "too many requests").
+    if isinstance(error, ValueError) or (status is not None and status < 500 and status != 429):
+        return f"{failed}\nThis stays so until it is corrected."
     return (
-        f"{what}{repo_id} was not published: {error}{cause}\nFiles already uploaded wait on the Hub, out of sight until the "
+        f"{failed}\nFiles already uploaded wait on the Hub, out of sight until the "
         f"commit that comes last. To go on with what is missing, {again}."
     )

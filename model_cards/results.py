@@ -212,5 +212,15 @@ def eval_result_entries(figures: Iterable[Figure]) -> dict[str, list[EvalResultE
                 value=figure.value,
                 notes=notes,
             )
-            files.setdefault(f".eval_results/{figure.dataset_name}.yaml", []).append(entry)
+            path = f".eval_results/{figure.dataset_id.replace('/', '--')}.yaml"
+            files[path] = merge_entries(files.get(path, []), entry)
     return files
+
+
+def merge_entries(entries: Iterable[EvalResultEntry], new: EvalResultEntry) -> list[EvalResultEntry]:
+    """The new entry in the place of that of the same measurement. Metric and split have no field but the notes."""
+
+    def measured(entry: EvalResultEntry) -> tuple[str, ...]:
+        return entry.dataset_id, entry.task_id, (entry.notes or "").partition(", as a share of")[0]
+
+    return [*(entry for entry in entries if measured(entry) != measured(new)), new]

@@ -100,7 +100,7 @@ def test_names_the_objective(run_folder, weights, objective):
 
 def test_evaluation_results_in_the_preferred_form(run_folder, results):
     files = eval_result_entries(read_results(results, [str(run_folder)]).figures)
-    assert list(files) == [".eval_results/wds_tiny.yaml"]
+    assert list(files) == [".eval_results/clip-benchmark--wds_tiny.yaml"]
     (entry,) = parse_eval_result_entries(yaml.safe_load(yaml.dump(eval_result_entries_to_yaml(*files.values()))))
     assert (entry.dataset_id, entry.value) == ("clip-benchmark/wds_tiny", 0.625)
     assert entry.task_id == "zero-shot-image-classification" and "1024 test items" in entry.notes

@@ -2,13 +2,16 @@
 
 import json
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
+from model_cards.repository import PublishError, saying_how_to_go_on
 from tests.hub import Fault
 from tests.model_cards.conftest import write_results
 
@@ -25,7 +28,7 @@ def new_weights(folder):
 def test_dry_run_shows_and_changes_nothing(hub, publish, run_folder, results):
     done = publish(run_folder, "tester/vit", "--results", results, "--dry_run")
     assert done.returncode == 0, done.stderr
-    for part in ("new", "model.safetensors", "README.md", "plots/training_curve.png", ".eval_results/wds_tiny.yaml",
+    for part in ("new", "model.safetensors", "README.md", "plots/training_curve.png", ".eval_results/clip-benchmark--wds_tiny.yaml",
                  "plots/confusion.png", "left out: checkpoint-6/, embeddings/, optimizer.pt, training_args.bin"):  # fmt: skip
         assert part in done.stdout
     assert hub.repos == {} and {method for method, _ in hub.requests} == {"GET"}
@@ -42,7 +45,7 @@ def test_publishes_all_at_once_and_then_only_what_is_missing(hub, publish, run_f
     assert not [
         path for path in files if path.endswith((".bin", ".pt")) or path.startswith(("checkpoint", "embedd", ".card"))
     ]
-    (entry,) = yaml.safe_load(files[".eval_results/wds_tiny.yaml"])
+    (entry,) = yaml.safe_load(files[".eval_results/clip-benchmark--wds_tiny.yaml"])
     assert entry["dataset"]["id"] == "clip-benchmark/wds_tiny" and entry["value"] == 0.625
     assert card_of(hub).text == ModelCard.load(run_folder / "README.md").text
 
@@ -71,25 +74,35 @@ def test_later_results_go_into_the_metadata_and_the_text_stays(hub, publish, run
     other = write_results(
         tmp_path / "other" / "results.json", str(run_folder), 0.25, data="clip-benchmark/wds_other [test]"
     )
+    split = write_results(
+        tmp_path / "split" / "results.json", str(run_folder), 0.125, data="clip-benchmark/wds_other [validation]"
+    )
+    assert publish(run_folder, "tester/vit", "--results", split).returncode == 0
     done = publish(run_folder, "tester/vit", "--results", later, other)
     assert done.returncode == 0, done.stderr
     card = card_of(hub)
     assert card.text == published.text and card.data.language == "en" and card.data.license == "mit"
-    values = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
+    values = {
+        (result.dataset_name, result.metric_type): result.metric_value
+        for result in card.data.eval_results
+        if result.dataset_split == "test"
+    }
     assert values == {
         ("wds_tiny", "accuracy"): 0.75, ("wds_tiny", "modality_gap"): 0.515625,
         ("wds_other", "accuracy"): 0.25, ("wds_other", "modality_gap"): 0.515625,
     }  # fmt: skip
     files = hub.files("tester/vit")
-    assert yaml.safe_load(files[".eval_results/wds_tiny.yaml"])[0]["value"] == 0.75
+    assert yaml.safe_load(files[".eval_results/clip-benchmark--wds_tiny.yaml"])[0]["value"] == 0.75
+    entries = yaml.safe_load(files[".eval_results/clip-benchmark--wds_other.yaml"])
+    assert [entry["value"] for entry in entries] == [0.125, 0.25]
     held = [json.loads(files[path])["results"]["tester/vit"] for path in files if path.endswith("/results.json")]
-    assert sorted(table["zero_shot"]["top1"]["value"] for table in held) == [0.25, 0.625, 0.75]
+    assert sorted(table["zero_shot"]["top1"]["value"] for table in held) == [0.125, 0.25, 0.625, 0.75]
 
     # An edit in the folder is meant for publishing; results stay.
     path = run_folder / "README.md"
     path.write_text(path.read_text().replace("## Intended use", "## What it is for"))
     assert publish(run_folder, "tester/vit").returncode == 0
-    assert "## What it is for" in card_of(hub).text and len(card_of(hub).data.eval_results) == 4
+    assert "## What it is for" in card_of(hub).text and len(card_of(hub).data.eval_results) == 6
 
 
 def test_new_weights_do_not_keep_the_old_ones_results(hub, publish, run_folder, results):
@@ -186,6 +199,16 @@ def test_wrong_token(hub, publish, run_folder, repo_id, token):
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert f"does not let this token write to {repo_id}" in done.stderr and "hf auth login" in done.stderr
     assert hub.repos == {}
+
+
+@pytest.mark.parametrize("error", [ValueError("Invalid metadata in README.md."), 400, 404, 500, OSError("no network")])
+def test_only_what_may_pass_is_to_be_tried_again(tmp_path, error):
+    is_passing = error == 500 or isinstance(error, OSError)
+    if isinstance(error, int):
+        error = HfHubHTTPError("refused", response=Mock(status_code=error))
+    with pytest.raises(PublishError, match="was not published") as raised, saying_how_to_go_on(tmp_path, "tester/vit"):
+        raise error
+    assert ("run the same command again" in str(raised.value)) == is_passing
 
 
 def test_somebody_else_commits_meanwhile(hub, publish, run_folder):
