@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -117,10 +116,7 @@ class Encoder:
                 progress=True,
             )
 
-        fingerprint = dataset._fingerprint
-        if states := _file_states(dataset):
-            fingerprint += f"-{_digest(repr(states).encode())}"
-        return self._kept("images", fingerprint, compute)
+        return self._kept("images", images_fingerprint(dataset), compute)
 
     def texts(self, texts: Sequence[str]) -> Tensor | None:
         """Features of texts before normalisation, `(num_texts, dim)`; `None` but on the main process."""
@@ -167,15 +163,16 @@ def checkpoint_fingerprint(model: CLIPModel, processor: ProcessorMixin) -> str:
     return digest.hexdigest()
 
 
-def _file_states(dataset: Dataset) -> list[tuple[str, int, int]]:
-    """Size and time of the image files that rows only name: the fingerprint of `datasets` is of the names."""
-    paths = []
-    for rows in dataset.with_format("arrow").iter(batch_size=1000):
-        images = rows.column("image")
-        is_named = pc.is_null(pc.struct_field(images, "bytes"))
-        paths += pc.struct_field(images, "path").filter(is_named).to_pylist()
+def images_fingerprint(dataset: Dataset) -> str:
+    """
+    Changes with the undecoded images in the column `image`: also with size and time of the files that rows only name,
+    which the fingerprint of `datasets` knows nothing of.
+    """
+    # Without a format, which would go on naming the column that `flatten` takes apart.
+    paths = dataset.with_format(None).flatten()["image.path"]
     states = ((path, os.stat(path)) for path in paths if path is not None and os.path.isfile(path))
-    return [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    files = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    return f"{dataset._fingerprint}-{_digest(repr(files).encode())}" if files else dataset._fingerprint
 
 
 def _digest(data: bytes) -> str:

@@ -15,6 +15,9 @@ from evaluation.embeddings import GENERAL_TEMPLATES
 
 logger = logging.getLogger(__name__)
 
+# What `datasets` has where an image has no label.
+MISSING_LABELS = (None, -1)
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -227,8 +230,7 @@ def _classes(
     feature = next(iter(datasets.values())).features[column]
     rows = {split: dataset[column][:] for split, dataset in datasets.items()}
     for split, labels in rows.items():
-        # -1 is what `datasets` has where a label is missing.
-        if missing := [row for row, label in enumerate(labels) if label in (None, -1)]:
+        if missing := [row for row, label in enumerate(labels) if label in MISSING_LABELS]:
             raise ValueError(f"Row {missing[0]} of the split {split} has no label in column '{column}'.")
     if _is_text(feature):
         names = sorted({value for values in rows.values() for value in values})

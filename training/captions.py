@@ -8,7 +8,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from evaluation.evaluation_set import resolve_image_paths
+from evaluation.evaluation_set import MISSING_LABELS, resolve_image_paths
 from modeling_cyclip.images import BrokenImageError, load_image
 from training.arguments import DataArguments
 from training.shards import load_shards
@@ -17,9 +17,6 @@ from training.shards import load_shards
 logger = logging.getLogger(__name__)
 
 TEXT = (Value("string"), Value("large_string"))
-
-# What `datasets` has where an image has no label.
-MISSING_LABELS = (None, -1)
 
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import HfArgumentParser
 
 from evaluation.arguments import DataArguments, EvaluationArguments
+from evaluation.encoder import images_fingerprint
 from evaluation.evaluation_set import EvaluationSet
 from evaluation.intervals import Measure
 from evaluation.run_evaluation import EvaluationData, embed_all, load_data, run_protocols
@@ -107,7 +108,7 @@ def embeddings(run: Run, evaluation: Evaluation) -> EmbeddedSets:
 def _fingerprint(data: EvaluationData) -> str:
     """Changes with all that is read from files."""
     sets = [
-        (part.dataset._fingerprint, part.class_names, part.templates)
+        (images_fingerprint(part.dataset), part.class_names, part.templates)
         for part in (data.test, data.train, *data.shifts)
         if part is not None
     ]
