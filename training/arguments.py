@@ -218,6 +218,9 @@ class DataArguments:
                 "--image_column, --caption_column and --caption_templates go with tables: in shards the image is KEY.jpg "
                 "(jpeg, png, webp), the caption KEY.txt, or the field `caption` of KEY.json."
             )
+        if self.overfit_check is not None:
+            # The check evaluates nothing.
+            self.validation_file = self.validation_split = self.validation_shards = self.eval_zero_shot = None
 
 
 def check_evaluation(data_args: DataArguments, training_args: CyCLIPTrainingArguments) -> None:

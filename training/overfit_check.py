@@ -3,7 +3,6 @@
 from datasets import Dataset
 
 from modeling_cyclip import CyCLIPTrainingArguments
-from training.arguments import DataArguments
 
 
 # The nano ViT of recipes/emoji.yaml finds all of 64 pairs after 300 steps.
@@ -12,9 +11,7 @@ STEPS = 300
 MEMORISED_RECALL = 0.95
 
 
-def set_up_overfit_check(
-    train_dataset: Dataset, data_args: DataArguments, training_args: CyCLIPTrainingArguments
-) -> Dataset:
+def set_up_overfit_check(train_dataset: Dataset, num_pairs: int, training_args: CyCLIPTrainingArguments) -> Dataset:
     """
     The pairs of the check, the first N or all there are. Turns the arguments into those of the check: the pairs in one
     batch where they fit, `STEPS` steps or the `--max_steps` given, a warm-up that fits into them, and nothing evaluated,
@@ -23,14 +20,12 @@ def set_up_overfit_check(
     Raises:
         `ValueError`: fewer pairs than processes, or a single one.
     """
-    pairs = train_dataset.select(range(min(data_args.overfit_check, len(train_dataset))))
+    pairs = train_dataset.select(range(min(num_pairs, len(train_dataset))))
     if len(pairs) < max(2, training_args.world_size):
         raise ValueError(
             f"--overfit_check needs two pairs, and one for each of {training_args.world_size} processes; there are "
             f"{len(pairs)}."
         )
-    data_args.eval_zero_shot = None
-
     training_args.per_device_train_batch_size = min(
         training_args.per_device_train_batch_size, len(pairs) // training_args.world_size
     )

@@ -36,15 +36,17 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(training_args.seed)
 
     try:
-        check_evaluation(data_args, training_args)
-        if model_args.saves_adapter and training_args.push_to_hub:
-            raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
         if data_args.overfit_check is None:
+            check_evaluation(data_args, training_args)
+            if model_args.saves_adapter and training_args.push_to_hub:
+                raise ValueError(
+                    "An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub."
+                )
             check_output_folder(model_args, training_args)
         with training_args.main_process_first(desc="loading the data"):
             train_dataset, eval_dataset = load_captioned_datasets(data_args)
         if data_args.overfit_check is not None:
-            train_dataset, eval_dataset = set_up_overfit_check(train_dataset, data_args, training_args), None
+            train_dataset = set_up_overfit_check(train_dataset, data_args.overfit_check, training_args)
         model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
         zero_shot = None
         if data_args.eval_zero_shot is not None:

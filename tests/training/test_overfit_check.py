@@ -48,15 +48,15 @@ def test_arguments_are_those_of_a_short_run_on_few_pairs(tmp_path):
         output_dir=str(tmp_path), use_cpu=True, eval_strategy="epoch", warmup_steps=10_000, num_train_epochs=64
     )
     dataset = Dataset.from_dict({"caption": list(map(str, range(60)))})
-    pairs = set_up_overfit_check(dataset, data_args, training_args)
+    pairs = set_up_overfit_check(dataset, data_args.overfit_check, training_args)
     assert pairs["caption"][:] == dataset["caption"][:48] and data_args.eval_zero_shot is None
     assert training_args.per_device_train_batch_size == 48
     assert (training_args.max_steps, training_args.warmup_steps) == (300, 30)
     assert training_args.eval_strategy == training_args.save_strategy == "no"
 
-    assert len(set_up_overfit_check(dataset.select(range(5)), data_args, training_args)) == 5
+    assert len(set_up_overfit_check(dataset.select(range(5)), 48, training_args)) == 5
     assert training_args.per_device_train_batch_size == 5
     with pytest.raises(ValueError, match=r"needs two pairs.*there are 1"):
-        set_up_overfit_check(dataset.select(range(1)), data_args, training_args)
+        set_up_overfit_check(dataset.select(range(1)), 48, training_args)
     with pytest.raises(ValueError, match="at least 2"):
         DataArguments(train_file="a.csv", overfit_check=1)
