@@ -269,13 +269,15 @@ def parse_with_config(dataclass_types: tuple[type, ...], argv: list[str] | None,
         # What the file gives needs no place on the command line.
         for action in parser._actions:
             action.required = action.required and action.default is None
-    try:
-        # The last namespace holds --config alone.
-        *arguments, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    except ValueError as error:
-        parser.error(str(error))
+    # First, since what a misspelt argument leaves unset would be complained of instead.
+    _, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(f"there is no argument {unknown[0]}{_did_you_mean(unknown[0], parser._option_string_actions)}")
+    try:
+        # The last namespace holds --config alone.
+        *arguments, _ = parser.parse_args_into_dataclasses(argv)
+    except ValueError as error:
+        parser.error(str(error))
     return tuple(arguments)
 
 

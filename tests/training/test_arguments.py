@@ -69,6 +69,7 @@ def test_wrong_recipes_are_refused(tmp_path, capsys, content, message):
     [
         (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["--model_size", "nano", "--train_file", "a.csv", "--learning_rat", "1"], "mean --learning_rate?"),
+        (["--model_size", "nano", "--train_fil", "a.csv"], "mean --train_file?"),
         (["--train_file", "a.csv"], "--model_name_or_path"),
         (["--model_size", "nano"], "--dataset_name"),
         (["--model_size", "nano", "--train_file", "a.csv", "--inmodal_cyclic_weight", "-1"], "inmodal_cyclic_weight"),
