@@ -25,9 +25,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from evaluation.consistency import consistency
-from evaluation.embeddings import image_embeddings
-from evaluation.zero_shot import zero_shot
+from modeling_cyclip.evaluation.consistency import consistency
+from modeling_cyclip.evaluation.embeddings import image_embeddings
+from modeling_cyclip.evaluation.zero_shot import zero_shot
 
 
 NEIGHBOURS = (1, 3, 5, 10, 30)

@@ -17,7 +17,7 @@ from peak_memory import synchronize
 from step_memory import TrainingStep, make_inputs
 
 from modeling_cyclip import CyCLIPConfig
-from training.build_model import MODEL_SIZES
+from modeling_cyclip.build_model import MODEL_SIZES
 
 
 # Dense bf16, from NVIDIA's data sheets; the first name that the device's contains.

@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, CLIPProcessor
 
 from modeling_cyclip import CyCLIPDataCollator
-from modeling_cyclip.samples import CaptionedSamples, SampleCollator
-from training.shards import load_shards
-from training.tokenizer import train_tokenizer
+from modeling_cyclip.data.samples import CaptionedSamples, SampleCollator
+from modeling_cyclip.data.shards import load_shards
+from modeling_cyclip.data.tokenizer import train_tokenizer
 
 
 def photo(random, width, height):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from evaluation.plots import save
-from training.comparison import plots
-from training.comparison.figures import swept_curves
+from modeling_cyclip.comparison import plots
+from modeling_cyclip.comparison.figures import swept_curves
+from modeling_cyclip.evaluation.plots import save
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from peak_memory import PeakMemory, synchronize
 
 from modeling_cyclip import CyCLIPConfig, CyCLIPModel
+from modeling_cyclip.build_model import MODEL_SIZES
 from modeling_cyclip.gradient_cache import cached_step
-from training.build_model import MODEL_SIZES
 
 
 TEXT_LENGTH = 16

@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassif
 
 from .configuration_cyclip import CyCLIPConfig
 from .configuration_cyclip_resnet import CyCLIPResNetConfig, CyCLIPResNetVisionConfig
-from .data_collator import CyCLIPDataCollator
+from .data.data_collator import CyCLIPDataCollator
 from .loss import CyCLIPLossOutput, cyclic_regularisers, cyclip_loss
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .modeling_cyclip_resnet import CyCLIPResNetModel, CyCLIPResNetVisionModel

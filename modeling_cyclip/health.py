@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from .logit_scale import MAX_LOGIT_SCALE
+from .optimizer import MAX_LOGIT_SCALE
 
 
 logger = logging.get_logger(__name__)

@@ -1,41 +1,38 @@
 """The Trainer: transformers' own, with one contrastive batch a step and the parts of the loss in the log."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from huggingface_hub import CommitInfo
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from huggingface_hub import CommitInfo, HfApi
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from .blockwise import in_batch_recall
-from .broken_images import BrokenImages
 from .checkpoints import is_complete, last_complete_checkpoint, mark_complete, mark_incomplete, remove_incomplete
-from .data_collator import CyCLIPDataCollator
-from .extra_metrics import ExtraMetricsMixin
+from .data.data_collator import CyCLIPDataCollator
+from .data.sampler import EpochSampler, make_train_sampler
+from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollator, check_columns
 from .gradient_cache import cached_step
 from .health import HealthCallback, batch_statistics, caption_keys
-from .logit_scale import (
+from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
+from .optimizer import (
     ClampLogitScale,
+    decay_parameter_names,
     fit_optimizer_state,
     make_logit_scale_one_dimensional,
+    set_tower_learning_rates,
     with_scalar_logit_scale,
 )
-from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
-from .optimizer import decay_parameter_names, set_tower_learning_rates
-from .publishing import PublishingMixin
-from .sampler import EpochSampler
-from .samples import Augment, CaptionedSamples, SampleCollator
-from .train_sampler import make_train_sampler
-from .trainer_checks import check_trainer
+from .run_record import write_run_record
 from .training_args import CyCLIPTrainingArguments
-from .weighted_mean import WeightedMean
 
 
 logger = logging.get_logger(__name__)
@@ -43,7 +40,7 @@ logger = logging.get_logger(__name__)
 LOSS_PARTS = ("contrastive_loss", "inmodal_contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
 
 
-class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
+class CyCLIPTrainer(Trainer):
     r"""
     Trains a [`CyCLIPModel`] on image-caption pairs.
 
@@ -69,19 +66,16 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             Defaults to a [`CyCLIPDataCollator`] with `processing_class`.
         callbacks (`list[TrainerCallback]`, *optional*):
             Further callbacks.
-        write_model_card (`Callable`, *optional*):
-            Writes the card of the model, given the output folder and what the model is called: `create_model_card` then
-            calls it instead of drafting transformers' own.
-        publish (`Callable`, *optional*):
-            Publishes the output folder, given its path, the repository, and `commit_message`, `private`, `revision` and
-            `token`: `push_to_hub` then calls it after saving instead of uploading all files of the folder.
         extra_metrics (`Callable`, *optional*):
-            Given the model, computes further metrics of every evaluation by name, also without an `eval_dataset`. All
-            processes call it.
+            Given the model, computes further metrics of every evaluation by name (without the prefix `eval`), also
+            without an `eval_dataset`. All processes call it. The metrics are there before the log, so that they serve as
+            `metric_for_best_model`.
         augment (`Callable`, *optional*):
             Given an image, a caption and a `random.Random`, makes a second view of both: the loss then has its in-modal
             contrastive term, logged as `inmodal_contrastive_loss`. It runs in the dataloader's workers. Evaluation has no
             second view.
+        run_arguments (`dict`, *optional*):
+            Dataclasses of the arguments that the run was given besides `args`: `model` and `data`, for its record.
         kwargs (*optional*):
             What [`~transformers.Trainer`] takes besides.
 
@@ -111,20 +105,19 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         processing_class: ProcessorMixin | None = None,
         data_collator: Callable[[list[dict]], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        write_model_card: Callable[[str, str], None] | None = None,
-        publish: Callable[..., CommitInfo] | None = None,
         extra_metrics: Callable[[nn.Module], dict[str, float]] | None = None,
         augment: Augment | None = None,
+        run_arguments: dict[str, Any] | None = None,
         **kwargs,
     ):
         eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
-        check_trainer(model, args, (train_dataset, *eval_datasets), kwargs)
+        _check(model, args, (train_dataset, *eval_datasets), kwargs)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
             data_collator = CyCLIPDataCollator(processing_class)
-        self.write_model_card, self.publish, self.extra_metrics = write_model_card, publish, extra_metrics
-        self.augment = augment
+        self.extra_metrics, self.augment, self.run_arguments = extra_metrics, augment, run_arguments or {}
+        self._pending_metrics: dict[str, float] = {}
         if eval_dataset is None and extra_metrics is not None:
             eval_dataset = {}  # transformers refuses to evaluate without a set; this one has no pairs
         super().__init__(
@@ -144,7 +137,7 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             self._get_train_sampler()  # says at once if the set is too small
         self.broken_images = BrokenImages("training")
         self._broken_images_by_evaluation: dict[str, BrokenImages] = {}
-        self._train_parts = WeightedMean()
+        self._train_parts = _WeightedMean()
 
     def _get_dataloader(
         self, dataset: Dataset, description: str, *args, is_training: bool = False, **kwargs
@@ -201,9 +194,9 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
     def training_step(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
         if self.args.gradient_cache_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -226,27 +219,27 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, CyCLIPOutput]:
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, CyCLIPOutput]:
         outputs = model(**inputs, return_loss=True, cyclic_weight_factor=self.cyclic_weight_factor())
         self._remember(outputs, outputs.image_embeds, outputs.text_embeds, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _remember(
         self,
-        parts: Mapping[str, torch.Tensor],
-        image_embeds: torch.Tensor,
-        text_embeds: torch.Tensor,
-        inputs: dict[str, torch.Tensor],
+        parts: Mapping[str, Tensor],
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        inputs: dict[str, Tensor],
     ) -> None:
         """Keeps what the next log reports, without a copy to the host."""
         self._train_parts.add({name: parts.get(name) for name in LOSS_PARTS}, weight=1)
         self._last_embeds = image_embeds.detach(), text_embeds.detach()
         self._last_captions = inputs["input_ids"], inputs.get("attention_mask")
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         # What the samples tell the Trainer is no input of the model.
         account = self.broken_images if self.model.training else self._broken_eval_images
         account.meet(inputs.pop("broken_images", {}))
@@ -269,10 +262,17 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
             logs["broken_images"] = len(self.broken_images)
         super().log(logs, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is None:
             state_dict = self.accelerator.unwrap_model(self.model).state_dict()
         super()._save(output_dir, with_scalar_logit_scale(state_dict))
+        self._record(output_dir)
+
+    def _record(self, output_dir: str | None) -> None:
+        """Writes what the run was told beside what it saves, for the card."""
+        write_run_record(
+            output_dir or self.args.output_dir, self.args, self.model, self.train_dataset, **self.run_arguments
+        )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = self._get_output_dir(trial)
@@ -308,6 +308,28 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         if self.args.should_save:
             mark_complete(checkpoint)
 
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        # Each of several sets has an evaluation of its own, inside this one, that names the set.
+        if self.extra_metrics is not None and eval_dataset is None:
+            with self.compute_loss_context_manager():
+                metrics = self.extra_metrics(self.model)
+            self._pending_metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            if not self.eval_dataset:
+                metrics = self._take_pending_metrics()
+                self.log(metrics)
+                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+                return metrics
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def _take_pending_metrics(self) -> dict[str, float]:
+        metrics, self._pending_metrics = self._pending_metrics, {}
+        return metrics
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -319,21 +341,22 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         self._broken_eval_images = self._broken_images_by_evaluation.setdefault(
             metric_key_prefix, BrokenImages(metric_key_prefix)
         )
-        self._eval_parts = WeightedMean()
+        self._eval_parts = _WeightedMean()
         self._eval_rows_seen: set[int] = set()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         self._broken_eval_images.report()
         # transformers averages batches as if all were full; these are means over pairs.
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_parts.drain().items()})
+        output.metrics.update(self._take_pending_metrics())
         return output
 
     def prediction_step(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Tensor],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, None, None]:
         """The loss of the batch of all processes, in which every row of the dataset counts once."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -352,6 +375,157 @@ class CyCLIPTrainer(PublishingMixin, ExtraMetricsMixin, Trainer):
         parts = self.model.compute_loss(image_embeds, text_embeds, outputs.logit_scale)
         self._eval_parts.add(parts._asdict(), weight=len(image_embeds))
         return parts.loss, None, None
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        finetuned_from: str | None = None,
+        dataset_tags: str | list[str] | None = None,
+    ) -> None:
+        r"""
+        Writes the model's card, from what its folder holds. What is not known is left out.
+
+        Args:
+            language (`str` or `list[str]`, *optional*):
+                Languages of the captions, as the Hub names them.
+            license (`str`, *optional*):
+                The Hub's identifier of the weights' licence.
+            tags (`str` or `list[str]`, *optional*):
+                Tags beside the card's own.
+            finetuned_from (`str`, *optional*):
+                The checkpoint on the Hub that was trained on. Default: the one that the model was opened from.
+            dataset_tags (`str` or `list[str]`, *optional*):
+                Datasets on the Hub. Default: the one that the training set was loaded from.
+        """
+        # The one import that points up: a Trainer without a card of its own would publish transformers' draft.
+        from .hub.card import write_model_card
+
+        if not self.is_world_process_zero():
+            return
+        if self.state.global_step > 0:
+            self.save_state()
+        write_model_card(
+            self.args.output_dir,
+            self.hub_model_id or self.args.output_dir,
+            language=language,
+            license=license,
+            tags=tags,
+            base_model=finetuned_from,
+            datasets=dataset_tags,
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        r"""
+        Saves the model, writes its card and publishes both in one commit, without pickles. A `hub_strategy` other than
+        `end` uploads the whole folder at every save besides, as transformers does.
+
+        Args:
+            commit_message, blocking, token, revision, private (*optional*):
+                As in [`~transformers.Trainer.push_to_hub`].
+            kwargs (*optional*):
+                What [`CyCLIPTrainer.create_model_card`] takes.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`], or its `Future` where `blocking` is `False`; `None` but on the main process.
+        """
+        from .hub.publish import publish
+
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        commit = partial(
+            publish,
+            self.args.output_dir,
+            self.hub_model_id,
+            commit_message=commit_message,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=self.args.hub_revision if revision is None else revision,
+            token=self.args.hub_token if token is None else token,
+        )
+        return commit() if blocking else HfApi().run_as_future(commit)
+
+
+class _WeightedMean:
+    """Means of named numbers over steps or batches, summed on the device so that no step waits for the host."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor | float] = {}
+        self.weight = 0
+
+    def add(self, values: Mapping[str, Tensor | None], weight: int) -> None:
+        for name, value in values.items():
+            if value is not None:
+                self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach()
+        self.weight += weight
+
+    def drain(self) -> dict[str, float]:
+        means = {name: float(total) / self.weight for name, total in self.sums.items()}
+        self.sums, self.weight = {}, 0
+        return means
+
+
+def _check(
+    model: nn.Module, args: CyCLIPTrainingArguments, datasets: Iterable[Dataset | None], options: Mapping[str, Any]
+) -> None:
+    """Refuses, before work starts, what would not train or would train something else than was asked for."""
+    if not isinstance(model, CyCLIPModel):
+        raise ValueError(
+            f"CyCLIPTrainer trains a CyCLIPModel, got a {type(model).__name__}. Open a CLIP checkpoint with "
+            "`CyCLIPModel.from_pretrained(...)`."
+        )
+    if not isinstance(args, CyCLIPTrainingArguments):
+        raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
+    for dataset in datasets:
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                "CyCLIPTrainer reads rows by index, which an IterableDataset has not: pass a `datasets.Dataset`, such as "
+                "`load_dataset` gives without `streaming=True`."
+            )
+        check_columns(dataset)
+    for unused in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
+        if options.get(unused) is not None:
+            raise ValueError(
+                f"CyCLIPTrainer has no use for `{unused}`: the loss belongs to the model, and evaluation computes no logits. "
+                "Metrics of your own go into `extra_metrics`."
+            )
+    optimizer, _ = options.get("optimizers", (None, None))
+    if optimizer is not None and (args.vision_learning_rate, args.text_learning_rate) != (None, None):
+        raise ValueError(
+            "`vision_learning_rate` and `text_learning_rate` are for the optimizer that CyCLIPTrainer makes: give your own "
+            "optimizer parameter groups at those rates."
+        )
+    _check_processes(args)
+
+
+def _check_processes(args: CyCLIPTrainingArguments) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process, each of which would see only its own negatives. Start one "
+            f"process a GPU, `accelerate launch --num_processes {args.n_gpu} SCRIPT ...`, or show one GPU only, "
+            "`CUDA_VISIBLE_DEVICES=0`."
+        )
+    # On CPU `accelerate launch` sets the address of a process group, and starts one process without it.
+    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if launched_on_cpu and "MASTER_ADDR" in os.environ and args.world_size == 1:
+        raise ValueError(
+            "`accelerate launch --cpu` was asked for several processes but starts one. Launch them with `torchrun "
+            "--nproc_per_node N SCRIPT ... --use_cpu`."
+        )
 
 
 __all__ = ["CyCLIPTrainer"]

@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 from transformers import CLIPImageProcessor, CLIPProcessor
 
 from modeling_cyclip import CyCLIPConfig, CyCLIPModel
-from training.tokenizer import train_tokenizer
+from modeling_cyclip.data.tokenizer import train_tokenizer
 
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}

@@ -2,7 +2,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from evaluation import ranking
+from modeling_cyclip.evaluation import ranking
 from tests.conftest import COLOURS, coloured_image
 
 

@@ -6,10 +6,10 @@ import torch
 from datasets import ClassLabel, Dataset, Image, Value
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from evaluation.benchmarks import REGISTRY, Benchmark, open_benchmark
-from evaluation.embeddings import GENERAL_TEMPLATES
-from evaluation.evaluation_set import Columns, load_evaluation_set
-from modeling_cyclip.images import load_image
+from modeling_cyclip.data.images import load_image
+from modeling_cyclip.evaluation.benchmarks import REGISTRY, Benchmark, open_benchmark
+from modeling_cyclip.evaluation.embeddings import GENERAL_TEMPLATES
+from modeling_cyclip.evaluation.evaluation_set import Columns, load_evaluation_set
 from tests.conftest import coloured_image
 
 
@@ -233,7 +233,7 @@ def test_a_hub_that_cannot_be_reached_gives_no_other_templates(monkeypatch):
     def fail(*args, **kwargs):
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr("evaluation.benchmarks.hf_hub_download", fail)
+    monkeypatch.setattr("modeling_cyclip.evaluation.benchmarks.hf_hub_download", fail)
     with pytest.raises(ValueError, match="cannot be fetched from the Hub: no connection"):
         Benchmark("clip-benchmark/wds_none").templates("test")
 

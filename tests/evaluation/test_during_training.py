@@ -10,9 +10,9 @@ import torch
 from datasets import load_dataset
 from transformers import TrainerCallback
 
-from evaluation.during_training import ZeroShotMetrics
-from evaluation.embeddings import GENERAL_TEMPLATES, class_embeddings, image_embeddings
 from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments
+from modeling_cyclip.evaluation.during_training import ZeroShotMetrics
+from modeling_cyclip.evaluation.embeddings import GENERAL_TEMPLATES, class_embeddings, image_embeddings
 from tests.conftest import COLOURS, coloured_image
 
 

@@ -8,8 +8,8 @@ from PIL import Image as PILImage
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from evaluation.embeddings import class_embeddings, image_embeddings, text_embeddings
-from evaluation.encoder import Encoder, checkpoint_fingerprint, load_checkpoint
+from modeling_cyclip.evaluation.embeddings import class_embeddings, image_embeddings, text_embeddings
+from modeling_cyclip.evaluation.encoder import Encoder, checkpoint_fingerprint, load_checkpoint
 from tests.conftest import coloured_image
 
 
@@ -48,7 +48,9 @@ def test_processes_share_rows_without_gap_or_repeat(model, processor, pairs, mon
     images = [row["image"] for row in pairs.select(range(29))]
     alone = image_embeddings(model, processor, images, 4, normalize=False)
     parts = []
-    monkeypatch.setattr("evaluation.embeddings.reduce", lambda embeds, reduction: parts.append(embeds) or embeds)
+    monkeypatch.setattr(
+        "modeling_cyclip.evaluation.embeddings.reduce", lambda embeds, reduction: parts.append(embeds) or embeds
+    )
     for index in range(num_processes):
         image_embeddings(model, processor, images, 4, normalize=False, state=Processes(index, num_processes))
     assert torch.equal(sum(parts), alone)
@@ -134,8 +136,8 @@ def test_encoder_reads_what_it_has_kept(model, processor, pairs, tmp_path, singl
     with safe_open(files[0], "pt") as file:
         assert file.metadata() == {"checkpoint": encoder.fingerprint, "data": pairs._fingerprint}
 
-    monkeypatch.setattr("evaluation.encoder.image_embeddings", None)
-    monkeypatch.setattr("evaluation.encoder.text_embeddings", None)
+    monkeypatch.setattr("modeling_cyclip.evaluation.encoder.image_embeddings", None)
+    monkeypatch.setattr("modeling_cyclip.evaluation.encoder.text_embeddings", None)
     again = Encoder(model, processor, tmp_path, 8, 0, single_process)
     assert torch.equal(again.images(pairs), images)
     assert torch.equal(again.texts(["red", "blue"]), texts)

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evaluation.centring import center
-from evaluation.geometry import (
+from modeling_cyclip.evaluation.centring import center
+from modeling_cyclip.evaluation.geometry import (
     captioned_alignment_uniformity,
     cyclic_gaps,
     effective_rank,

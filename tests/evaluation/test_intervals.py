@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.intervals import Measure, bootstrap_interval
+from modeling_cyclip.evaluation.intervals import Measure, bootstrap_interval
 
 
 def slow_bootstrap(scores, classes, resamples, level=0.95):

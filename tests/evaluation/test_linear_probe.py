@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from evaluation.linear_probe import C_GRID, linear_probe, logistic_regression
+from modeling_cyclip.evaluation.linear_probe import C_GRID, linear_probe, logistic_regression
 from tests.evaluation.protocol_inputs import random_labels, values
 
 

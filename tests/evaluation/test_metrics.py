@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evaluation.consistency import consistency
-from evaluation.ranking import nearest
-from evaluation.retrieval import retrieval
-from evaluation.zero_shot import predict
+from modeling_cyclip.evaluation.consistency import consistency
+from modeling_cyclip.evaluation.ranking import nearest
+from modeling_cyclip.evaluation.retrieval import retrieval
+from modeling_cyclip.evaluation.zero_shot import predict
 
 
 METRICS = Path(__file__).parents[2] / "evaluation" / "metrics"

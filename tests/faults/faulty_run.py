@@ -8,8 +8,8 @@ from collections.abc import Callable
 import transformers.modeling_utils
 
 from modeling_cyclip import CyCLIPModel, CyCLIPTrainer
-from modeling_cyclip.samples import CaptionedSamples, SampleCollator
-from training.run_cyclip import main
+from modeling_cyclip.commands.train import main
+from modeling_cyclip.data.samples import CaptionedSamples, SampleCollator
 
 
 def kill_at_call(number: int, owner: object, name: str, last_act: Callable | None = None) -> None:

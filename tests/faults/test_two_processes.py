@@ -18,7 +18,7 @@ def evaluate_and_train(model, processor, train_dataset, eval_dataset, output_dir
     records = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
-    logging.getLogger("modeling_cyclip.broken_images").addHandler(handler)
+    logging.getLogger("modeling_cyclip.data.samples").addHandler(handler)
     arguments = CyCLIPTrainingArguments(
         output_dir=str(output_dir),
         use_cpu=True,

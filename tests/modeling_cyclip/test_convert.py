@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, CLIPModel, pipeline
 
 from modeling_cyclip import CyCLIPConfig, CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel
-from modeling_cyclip.convert import export_checkpoint, import_checkpoint, load_tokenizer, main, read_state_dict
+from modeling_cyclip.commands.convert import main
+from modeling_cyclip.convert import export_checkpoint, import_checkpoint, load_tokenizer, read_state_dict
 from modeling_cyclip.convert_state_dict import infer_config, model_from_state_dict, model_to_state_dict
 
 
@@ -304,10 +305,10 @@ def test_command_there_and_back(model, merges, tmp_path, capsys):
 )
 def test_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=f"cyclip-convert: .*{message}"):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
         main(arguments)
 
 
 def test_command_is_a_console_script():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert project["scripts"]["cyclip-convert"] == "modeling_cyclip.convert:main"
+    assert project["scripts"]["cyclip-convert"] == "modeling_cyclip.commands.convert:main"

@@ -1,0 +1,80 @@
+"""`cyclip`, or `python -m modeling_cyclip`: every program of the package by one name. It imports nothing before it must."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+
+HELP = """usage: cyclip COMMAND [--ARGUMENT VALUE ...]        (what a command takes: cyclip COMMAND --help)
+
+  train      train CLIP with cyclic consistency on image-caption pairs, from scratch or from a checkpoint
+  evaluate   measure a checkpoint: zero-shot, retrieval, linear probe, consistency, distribution shift, ...
+  compare    train CLIP and CyCLIP alike on your data and say whether cyclic consistency helps
+  publish    put a checkpoint on the Hub with its card and results
+  card       write the card alone
+  convert    bring weights of the official code, OpenAI or OpenCLIP into a checkpoint, and back
+  prepare    bring CC3M, CC12M, COCO or Flickr30k into a form to train and evaluate on
+"""
+COMMANDS = ("train", "evaluate", "compare", "publish", "card", "convert", "prepare")
+
+# Programs that accelerate can start in several processes, and its options for how many and where.
+LAUNCHED = ("train", "evaluate")
+LAUNCH_OPTIONS = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port", "gpu_ids")
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    command, arguments = argv[0], argv[1:]
+    if command not in COMMANDS:
+        print(f"cyclip: there is no command {command}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    if "-h" in arguments or "--help" in arguments:
+        # As the program says it; written by write_help.py, since asking the program imports torch and transformers.
+        print(
+            Path(__file__).with_name("commands").joinpath("help", f"{command}.txt").read_text(encoding="utf-8"), end=""
+        )
+        return 0
+    if command in LAUNCHED:
+        options, arguments = split_launch_options(arguments)
+        if options:
+            return launch(command, options, arguments)
+    sys.argv[0] = f"cyclip {command}"
+    return import_module(f"modeling_cyclip.commands.{command}").main(arguments) or 0
+
+
+def split_launch_options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Options for accelerate's launcher by name, and the arguments of the program."""
+    options, own, rest = {}, [], iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in (*LAUNCH_OPTIONS, "accelerate_config"):
+            options[name] = value if equals else next(rest, "")
+        else:
+            own.append(argument)
+    return options, own
+
+
+def launch(command: str, options: dict[str, str], arguments: list[str]) -> int:
+    """Starts the program in the processes that the options say, as `accelerate launch` does."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    from modeling_cyclip.package_files import find_file
+
+    if (config := options.pop("accelerate_config", None)) is not None:
+        try:
+            options["config_file"] = str(find_file(config, "training/accelerate", ".yaml", "accelerate configuration"))
+        except ValueError as error:
+            print(f"cyclip {command}: error: {error}", file=sys.stderr)
+            return 2
+    told = [part for name, value in options.items() for part in (f"--{name}", value)]
+    launch_command(
+        launch_command_parser().parse_args([*told, "-m", f"modeling_cyclip.commands.{command}", *arguments])
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""The model and its processor, from a checkpoint or from scratch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import is_peft_available
+
+from .configuration_cyclip import CyCLIPConfig, check_cyclic_terms
+from .configuration_cyclip_resnet import CyCLIPResNetConfig
+from .data.tokenizer import check_tokenizer, train_tokenizer
+from .modeling_cyclip import CyCLIPModel
+from .modeling_cyclip_resnet import CyCLIPResNetModel
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained: a checkpoint, a config.json, or one of the named sizes from scratch."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from, a CyCLIP one or any CLIP: a folder or a Hub id."}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "config.json (or its folder, or a Hub id) of a model to train from scratch."}
+    )
+    model_size: str | None = field(
+        default=None,
+        metadata={"help": "Named size to train from scratch: nano, tiny, small, base-32, base-16, large-14 or rn50."},
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the images in pixels, for a named size (default: the size's own)."}
+    )
+    patch_size: int | None = field(
+        default=None, metadata={"help": "Side of a patch in pixels, for a named size (default: the size's own)."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer, a folder or a Hub id. Default: the checkpoint's, or from scratch a CLIP tokenizer trained "
+            "on the captions."
+        },
+    )
+    vocab_size: int = field(
+        default=49408, metadata={"help": "Largest vocabulary of a tokenizer trained on the captions (at least 514)."}
+    )
+    inmodal_cyclic_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the in-modal term, lambda 1 (default: the checkpoint's, or 0.25)."}
+    )
+    crossmodal_cyclic_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the cross-modal term, lambda 2 (default: the checkpoint's, or 0.25)."},
+    )
+    cyclic_reference_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Batch the two weights were chosen for; scales them by it over the batch (default: off)."},
+    )
+    freeze_vision: bool = field(
+        default=False, metadata={"help": "Keep the vision tower and its projection as they are."}
+    )
+    freeze_text: bool = field(default=False, metadata={"help": "Keep the text tower and its projection as they are."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention by eager, sdpa or flash_attention_2 (default: transformers' choice, sdpa)."},
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train adapters of this rank (LoRA) instead of the checkpoint's weights."}
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "Adapters count alpha / rank times (default: the rank, so once)."}
+    )
+    lora_towers: list[str] | None = field(
+        default=None, metadata={"help": "Towers that get adapters, vision, text or both (default: both)."}
+    )
+    merge_lora: bool = field(
+        default=False,
+        metadata={"help": "Save the checkpoint with the adapters added to its weights, not the adapters alone."},
+    )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "The Hub's identifier of the weights' licence, for the model card, such as apache-2.0."},
+    )
+
+    def __post_init__(self):
+        check_cyclic_terms(
+            self.inmodal_cyclic_weight or 0, self.crossmodal_cyclic_weight or 0, self.cyclic_reference_batch_size
+        )
+        given = [name for name in ("model_name_or_path", "config_name", "model_size") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                "Say which model to train by exactly one of --model_name_or_path (go on from a checkpoint), --config_name "
+                f"or --model_size (from scratch); got {', '.join('--' + name for name in given) or 'none of them'}."
+            )
+        if self.freeze_vision and self.freeze_text:
+            raise ValueError("--freeze_vision and --freeze_text together leave nothing to train.")
+        if self.model_size is None and (self.image_size or self.patch_size):
+            raise ValueError(
+                "--image_size and --patch_size belong to --model_size; a checkpoint or config has its own."
+            )
+        if self.lora_rank is not None:
+            self._check_lora()
+        elif self.lora_alpha is not None or self.lora_towers is not None or self.merge_lora:
+            raise ValueError("--lora_alpha, --lora_towers and --merge_lora go with --lora_rank.")
+
+    @property
+    def saves_adapter(self) -> bool:
+        """Whether the output folder gets an adapter, and not a checkpoint."""
+        return self.lora_rank is not None and not self.merge_lora
+
+    def _check_lora(self) -> None:
+        if self.lora_rank < 1:
+            raise ValueError(f"--lora_rank must be at least 1, got {self.lora_rank}.")
+        if self.model_name_or_path is None:
+            raise ValueError("--lora_rank tunes a checkpoint: give it with --model_name_or_path.")
+        if self.freeze_vision or self.freeze_text:
+            raise ValueError("With --lora_rank, --lora_towers says which towers train: leave out --freeze_*.")
+        if not is_peft_available():
+            raise ValueError('--lora_rank needs peft: pip install "cyclip[lora]"')
+        self.lora_towers = self.lora_towers or ["vision", "text"]
+        if wrong := set(self.lora_towers) - {"vision", "text"}:
+            raise ValueError(f"--lora_towers takes vision and text, got {', '.join(sorted(wrong))}.")
+        self.freeze_vision, self.freeze_text = (tower not in self.lora_towers for tower in ("vision", "text"))
+
+
+def _size(
+    vision_width: int,
+    vision_layers: int,
+    patch_size: int,
+    image_size: int,
+    text_width: int,
+    text_layers: int,
+    dim: int,
+) -> dict:
+    # 64 wide heads as in CLIP, 32 where a tower would have fewer than four of them.
+    vision_heads, text_heads = (width // (64 if width >= 256 else 32) for width in (vision_width, text_width))
+    return {
+        "projection_dim": dim,
+        "vision_config": {
+            "hidden_size": vision_width,
+            "intermediate_size": 4 * vision_width,
+            "num_hidden_layers": vision_layers,
+            "num_attention_heads": vision_heads,
+            "patch_size": patch_size,
+            "image_size": image_size,
+            "projection_dim": dim,
+        },
+        "text_config": {
+            "hidden_size": text_width,
+            "intermediate_size": 4 * text_width,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": text_heads,
+            "projection_dim": dim,
+        },
+    }
+
+
+# Vision width, layers, patch, image; text width, layers; joint dimension. base and large are OpenAI's ViTs (Radford et
+# al., 2021, table 20); tiny and small are the towers of Touvron et al. (2021) with text towers to match.
+MODEL_SIZES = {
+    "nano": _size(128, 4, 8, 64, 128, 2, 128),
+    "tiny": _size(192, 12, 16, 224, 192, 6, 256),
+    "small": _size(384, 12, 16, 224, 384, 12, 384),
+    "base-32": _size(768, 12, 32, 224, 512, 12, 512),
+    "base-16": _size(768, 12, 16, 224, 512, 12, 512),
+    "large-14": _size(1024, 24, 14, 224, 768, 12, 768),
+}
+
+# The paper's: CLIP's ResNet-50, whose configuration is the default of CyCLIPResNetConfig.
+RESNET_SIZE = "rn50"
+
+
+def build_model_and_processor(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, CLIPProcessor]:
+    r"""
+    Args:
+        args ([`ModelArguments`]):
+            Which model.
+        captions (`Iterable[str]`):
+            Read only where a tokenizer is trained.
+
+    Raises:
+        `ValueError`: a size or an attention that does not exist, a tokenizer that does not fit the model, an adapter as
+        checkpoint, or a tower that takes no LoRA.
+    """
+    model, processor = _build(args, captions)
+    if args.attn_implementation is not None:
+        model.set_attn_implementation(args.attn_implementation)
+    if args.lora_rank is not None:
+        from .lora import add_lora
+
+        add_lora(model, args)
+    if args.freeze_vision:
+        _freeze(model.vision_model, model.visual_projection)
+    if args.freeze_text:
+        _freeze(model.text_model, model.text_projection)
+    return model, processor
+
+
+def _freeze(*modules: nn.Module) -> None:
+    for module in modules:
+        module.requires_grad_(False)
+        module.register_forward_pre_hook(_into_evaluation_mode)
+
+
+def _into_evaluation_mode(module: nn.Module, _) -> None:
+    # The Trainer puts all of the model into training mode, in which batch norms move and dropout draws.
+    module.eval()
+
+
+def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, CLIPProcessor]:
+    weights = {
+        name: getattr(args, name)
+        for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight", "cyclic_reference_batch_size")
+        if getattr(args, name) is not None
+    }
+    if args.model_name_or_path is not None:
+        try:
+            model = CyCLIPModel.from_pretrained(args.model_name_or_path, **weights)
+            processor = CLIPProcessor.from_pretrained(args.model_name_or_path)
+        except OSError as error:
+            kind = "" if Path(args.model_name_or_path).is_dir() else ", which is no folder here,"
+            raise ValueError(
+                f"{args.model_name_or_path}{kind} cannot be opened as a CLIP checkpoint: {error}"
+            ) from error
+        if model._hf_peft_config_loaded:
+            raise ValueError(
+                f"{args.model_name_or_path} is an adapter: train on from a checkpoint that it is merged into (--merge_lora), "
+                "or go on with its own run by --resume_from_checkpoint."
+            )
+        if args.tokenizer_name is not None:
+            processor = CLIPProcessor(processor.image_processor, AutoTokenizer.from_pretrained(args.tokenizer_name))
+        check_tokenizer(processor.tokenizer, model.config)
+        return model, processor
+
+    config = _scratch_config(args, weights)
+    text_config = config.text_config
+    if args.tokenizer_name is not None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+    else:
+        tokenizer = train_tokenizer(captions, args.vocab_size, text_config.max_position_embeddings)
+    if args.model_size is not None or args.tokenizer_name is None:
+        _fit_vocabulary(text_config, tokenizer)
+    check_tokenizer(tokenizer, config)
+    image_size = config.vision_config.image_size
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+    )
+    model_class = CyCLIPResNetModel if isinstance(config, CyCLIPResNetConfig) else CyCLIPModel
+    return model_class(config), CLIPProcessor(image_processor, tokenizer)
+
+
+def _scratch_config(args: ModelArguments, weights: dict) -> CyCLIPConfig:
+    if args.config_name is not None:
+        try:
+            model_type = PreTrainedConfig.get_config_dict(args.config_name)[0].get("model_type")
+        except OSError as error:
+            raise ValueError(f"--config_name {args.config_name} cannot be opened: {error}") from error
+        config_classes = {config_class.model_type: config_class for config_class in (CyCLIPConfig, CyCLIPResNetConfig)}
+        if model_type not in config_classes:
+            raise ValueError(
+                f"--config_name {args.config_name} is the configuration of a model of type {model_type}, not of a CLIP."
+            )
+        return config_classes[model_type].from_pretrained(args.config_name, **weights)
+    if args.model_size == RESNET_SIZE:
+        if args.patch_size is not None:
+            raise ValueError(f"--patch_size goes with the ViTs: {RESNET_SIZE} has no patches.")
+        return CyCLIPResNetConfig(vision_config={"image_size": args.image_size or 224}, **weights)
+    if args.model_size not in MODEL_SIZES:
+        sizes = ", ".join((*MODEL_SIZES, RESNET_SIZE))
+        raise ValueError(f"--model_size {args.model_size} does not exist; there are {sizes}.")
+    size = MODEL_SIZES[args.model_size]
+    vision_config = dict(size["vision_config"])
+    if args.image_size is not None:
+        vision_config["image_size"] = args.image_size
+    if args.patch_size is not None:
+        vision_config["patch_size"] = args.patch_size
+    if vision_config["image_size"] % vision_config["patch_size"]:
+        raise ValueError(
+            f"Images of {vision_config['image_size']} pixels do not divide into patches of {vision_config['patch_size']}: "
+            "set --image_size and --patch_size."
+        )
+    return CyCLIPConfig(**{**size, "vision_config": vision_config}, **weights)
+
+
+def _fit_vocabulary(text_config, tokenizer: PreTrainedTokenizerBase) -> None:
+    text_config.vocab_size = len(tokenizer)
+    text_config.bos_token_id = tokenizer.bos_token_id
+    text_config.eos_token_id = tokenizer.eos_token_id
+    text_config.pad_token_id = tokenizer.pad_token_id

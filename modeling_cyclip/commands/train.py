@@ -1,0 +1,141 @@
+"""Trains CLIP with cyclic consistency on image-caption pairs.
+
+cyclip train --config cifar10
+cyclip train --model_size small --train_file pairs.csv --output_dir out
+"""
+
+import logging
+import sys
+
+import transformers
+from huggingface_hub.errors import HfHubHTTPError
+from transformers.trainer_utils import set_seed
+
+from ..arguments import parse_with_config
+from ..build_model import ModelArguments, build_model_and_processor
+from ..checkpoints import last_complete_checkpoint
+from ..data.augment import SecondView
+from ..data.captions import DataArguments, iterate_captions, load_captioned_datasets
+from ..evaluation.during_training import ZeroShotMetrics
+from ..hub.repository import PublishError
+from ..trainer import CyCLIPTrainer
+from ..training_args import CyCLIPTrainingArguments
+from .train_checks import check_evaluation, check_output_folder, overfit_report, set_up_overfit_check
+
+
+def parse_arguments(
+    argv: list[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, CyCLIPTrainingArguments]:
+    """Which model, which pairs, and how to train."""
+    return parse_with_config(
+        (ModelArguments, DataArguments, CyCLIPTrainingArguments),
+        argv,
+        "Train CLIP with cyclic consistency on image-caption pairs.",
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        run(argv)
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command with --resume_from_checkpoint goes on from the last checkpoint.")
+
+
+def run(argv: list[str] | None = None) -> None:
+    model_args, data_args, training_args = parse_arguments(argv)
+    logging.basicConfig(
+        format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", handlers=[logging.StreamHandler()]
+    )
+    if training_args.should_log:
+        transformers.utils.logging.set_verbosity_info()
+        logging.getLogger("modeling_cyclip").setLevel(logging.INFO)
+    set_seed(training_args.seed)
+
+    try:
+        if data_args.overfit_check is None:
+            check_evaluation(data_args, training_args)
+            if model_args.saves_adapter and training_args.push_to_hub:
+                raise ValueError(
+                    "An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub."
+                )
+            check_output_folder(model_args, training_args)
+        with training_args.main_process_first(desc="loading the data"):
+            train_dataset, eval_dataset = load_captioned_datasets(data_args)
+        if data_args.overfit_check is not None:
+            train_dataset = set_up_overfit_check(train_dataset, data_args.overfit_check, training_args)
+        model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
+        zero_shot = None
+        if data_args.eval_zero_shot is not None:
+            with training_args.main_process_first(desc="loading the set for zero-shot evaluation"):
+                zero_shot = ZeroShotMetrics(
+                    data_args.eval_zero_shot,
+                    processor,
+                    training_args.per_device_eval_batch_size,
+                    training_args.dataloader_num_workers,
+                )
+        trainer_class = CyCLIPTrainer
+        if model_args.lora_rank is not None:
+            from ..lora import LoraTrainer
+
+            trainer_class = LoraTrainer
+        trainer = trainer_class(
+            model=model,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor,
+            extra_metrics=zero_shot,
+            augment=SecondView(data_args.synonyms) if data_args.inmodal_contrastive else None,
+            run_arguments={"model": model_args, "data": data_args},
+        )
+        if zero_shot is not None and trainer.is_fsdp_enabled:
+            raise ValueError("--eval_zero_shot does not go with FSDP, which runs no tower by itself. Leave it out.")
+    except (ValueError, HfHubHTTPError) as error:
+        sys.exit(f"error: {error}")
+    if data_args.overfit_check is not None:
+        trainer.train()
+        memorised, report = overfit_report(trainer.state.log_history)
+        if trainer.is_world_process_zero():
+            print(f"\n{report}\n")
+        end_processes(trainer)
+        sys.exit(not memorised)
+
+    resume_from = training_args.resume_from_checkpoint
+    if resume_from is True:
+        resume_from = last_complete_checkpoint(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=resume_from)
+    if model_args.merge_lora:
+        trainer.merge()
+    trainer.save_model(_internal_call=True)  # published below, with what belongs to it
+    trainer.save_state()
+    if eval_dataset is not None or zero_shot is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+    if training_args.push_to_hub:
+        try:
+            trainer.push_to_hub()
+        except PublishError as error:
+            sys.exit(f"error: {error}")
+    elif not model_args.saves_adapter:
+        trainer.create_model_card()
+
+    if trainer.is_world_process_zero():
+        print(
+            f"\nThe model is in {training_args.output_dir}. To use it:\n\n"
+            '    classify = transformers.pipeline("zero-shot-image-classification", '
+            f'model="{training_args.output_dir}")\n'
+        )
+    end_processes(trainer)
+
+
+def end_processes(trainer: CyCLIPTrainer) -> None:
+    """
+    Closes the process group: one still open at exit can abort the process after all its work. The wrapper of the model
+    goes first, since it would wait for the group's threads, and they for Python.
+    """
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

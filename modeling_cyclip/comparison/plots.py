@@ -1,0 +1,218 @@
+"""Pictures of a comparison: told apart by colour (Okabe and Ito, 2008), marker and hatch, so in print too."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..evaluation.plots import short
+from ..evaluation.shift import fit_line
+from .figures import describe_figure, main_figures
+
+
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
+LOSS_PARTS = {
+    "contrastive_loss": "contrastive",
+    "inmodal_cyclic_loss": "in-modal, unweighted",
+    "crossmodal_cyclic_loss": "cross-modal, unweighted",
+}
+# More samples than this make cells too small to see.
+MATRIX_SAMPLES = 24
+
+
+def training_curves(histories: dict[str, list[list[dict]]]) -> Figure:
+    r"""
+    The three parts of the loss by step: thin lines are seeds, thick ones their mean.
+
+    Args:
+        histories (`dict[str, list[list[dict]]]`):
+            By arm and seed, what the Trainer has logged.
+    """
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, 3), LOSS_PARTS.items(), strict=True):
+        for index, (arm, by_seed) in enumerate(histories.items()):
+            curves = [[(entry["step"], entry[name]) for entry in history if name in entry] for history in by_seed]
+            shortest = min(map(len, curves))
+            steps, losses = np.array([curve[:shortest] for curve in curves]).transpose(2, 0, 1)
+            for seed_losses in losses if len(losses) > 1 else ():
+                axes.plot(steps[0], seed_losses, color=COLOURS[index], linewidth=0.4, alpha=0.5)
+            axes.plot(
+                steps[0], losses.mean(axis=0), color=COLOURS[index], linewidth=1.4, label=arm,
+                marker=MARKERS[index], markevery=max(1, shortest // 6), markersize=4,
+            )  # fmt: skip
+        # The cyclic terms fall by orders of magnitude, the contrastive one does not.
+        axes.set(title=title, xlabel="step", yscale="linear" if name == "contrastive_loss" else "log")
+        _plain(axes)
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def bars(results: dict) -> Figure:
+    """The main figures of a results.json; a line is one standard deviation over seeds, dots are the seeds."""
+    rows = [
+        (describe_figure(evaluation, task, name).replace(", ", "\n", 1), by_arm)
+        for evaluation, tasks in results["results"].items()
+        for task, name, by_arm in main_figures(tasks)
+    ]
+    arms = list(dict.fromkeys(arm for _, by_arm in rows for arm in by_arm))
+    figure = Figure(figsize=(8, 0.8 + (0.35 + 0.17 * len(arms)) * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.84 / len(arms)
+    for index, arm in enumerate(arms):
+        places = [(row, by_arm[arm]) for row, (_, by_arm) in enumerate(rows) if arm in by_arm]
+        positions = [row + (index - (len(arms) - 1) / 2) * height for row, _ in places]
+        axes.barh(
+            positions, [100 * entry["mean"] for _, entry in places], height=0.9 * height, label=arm,
+            facecolor=COLOURS[index], alpha=0.75, hatch=HATCHES[index], edgecolor="white", linewidth=0,
+            xerr=[100 * (entry["std"] or 0) for _, entry in places], error_kw={"linewidth": 1},
+        )  # fmt: skip
+        for position, (_, entry) in zip(positions, places, strict=True):
+            dots = [100 * value for value in entry["seeds"]]
+            axes.scatter(dots, [position] * len(dots), s=7, color="white", edgecolor="black", linewidth=0.6, zorder=3)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="%", xlim=(0, None))
+    # Not among the bars, which may leave no room.
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    _plain(axes, grid="x")
+    return figure
+
+
+def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequence[str]) -> Figure:
+    r"""
+    Cosines of the same samples under each arm: among images, among texts, and between both. In-modal consistency makes
+    the first two equal, cross-modal consistency makes the third symmetric.
+
+    Args:
+        embeds (`dict[str, tuple(torch.Tensor, torch.Tensor)]`):
+            By arm, unit-norm embeddings `(num_samples, dim)` of images and of their texts.
+        names (`Sequence[str]`):
+            What the samples are.
+    """
+    figure = Figure(figsize=(9.5, 3.1 * len(embeds)), layout="constrained")
+    panels = figure.subplots(len(embeds), 3, squeeze=False)
+    for row, (arm, (image_embeds, text_embeds)) in zip(panels, embeds.items(), strict=True):
+        pairs = {
+            "image-image": (image_embeds, image_embeds),
+            "text-text": (text_embeds, text_embeds),
+            "image-text": (image_embeds, text_embeds),
+        }
+        for axes, (title, (left, right)) in zip(row, pairs.items(), strict=True):
+            shown = axes.imshow((left @ right.T).float().cpu().numpy(), cmap="cividis", vmin=-0.5, vmax=1)
+            axes.set(title=f"{arm}: {title}", xticks=[], yticks=[])
+        row[0].set_yticks(range(len(names)), [short(name, 18) for name in names], fontsize=5)
+    figure.colorbar(shown, ax=panels, label="cosine", shrink=0.6)
+    return figure
+
+
+def plane(embeds: dict[str, tuple[Tensor, Tensor, Tensor]], names: Sequence[str]) -> Figure:
+    r"""
+    Images (dots) and class texts (stars) in the plane, as in the paper's figure 1: the two directions in which images and
+    texts together vary most.
+
+    Args:
+        embeds (`dict[str, tuple(torch.Tensor, torch.Tensor, torch.Tensor)]`):
+            By arm, unit-norm image embeddings `(num_images, dim)`, their classes `(num_images,)` and the unit-norm text
+            embeddings `(num_classes, dim)` of the drawn classes.
+        names (`Sequence[str]`):
+            The drawn classes.
+    """
+    figure = Figure(figsize=(4.2 * len(embeds), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(embeds), squeeze=False)[0]
+    for axes, (arm, (image_embeds, labels, text_embeds)) in zip(panels, embeds.items(), strict=True):
+        both = torch.cat([image_embeds, text_embeds]).double()
+        centred = both - both.mean(dim=0)
+        _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+        points = (centred @ directions[:2].T).cpu().numpy()
+        images, texts = np.split(points, [len(image_embeds)])
+        for index, name in enumerate(names):
+            own = images[(labels == index).cpu().numpy()]
+            axes.scatter(*own.T, s=16, color=COLOURS[index], alpha=0.5, linewidth=0, marker=MARKERS[index])
+            axes.scatter(*texts[index], s=190, color=COLOURS[index], marker="*", edgecolor="white", label=short(name))
+        axes.set(title=arm, xticks=[], yticks=[])
+        axes.set_aspect("equal", adjustable="datalim")
+        _plain(axes, grid=None)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False, fontsize=8
+    )
+    return figure
+
+
+def robustness(shift: dict, shifted: str) -> Figure:
+    r"""
+    Accuracy under shift against accuracy without, one point a training; the line is fitted to the baseline's.
+
+    Args:
+        shift (`dict`):
+            The protocol `shift` of one evaluation in a results.json.
+        shifted (`str`):
+            Name of the shifted set.
+    """
+    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    without, under = shift[f"{shifted}: top1 without the shift, same classes"], shift[f"{shifted} top1"]
+    for index, arm in enumerate(under):
+        points = [(100 * x, 100 * y) for x, y in zip(without[arm]["seeds"], under[arm]["seeds"], strict=True)]
+        axes.scatter(
+            *zip(*points, strict=True), color=COLOURS[index], marker=MARKERS[index], s=45, label=arm, alpha=0.8
+        )
+    baseline = next(iter(under))
+    if len(set(without[baseline]["seeds"])) > 1:
+        line = fit_line(list(zip(without[baseline]["seeds"], under[baseline]["seeds"], strict=True)))
+        ends = np.array(axes.get_xlim())
+        axes.plot(
+            ends, line.slope * ends + 100 * line.intercept, color="#777777", linewidth=1, linestyle="--", zorder=0
+        )
+    axes.set(xlabel="top-1 without the shift, same classes (%)", ylabel=f"top-1 on {shifted} (%)")
+    axes.legend(frameon=False)
+    _plain(axes, grid="both")
+    return figure
+
+
+def sweep(axes: Axes, curves: dict[str, dict[float, dict]], lines: dict[str, dict], label: str, measured: str) -> None:
+    r"""
+    Draws a figure against what was swept; bars are one standard deviation over seeds.
+
+    Args:
+        axes (`Axes`):
+            Where.
+        curves (`dict[str, dict[float, dict]]`):
+            By arm and swept value, the entry of a results.json.
+        lines (`dict[str, dict]`):
+            The entry of arms that do not depend on what was swept.
+        label (`str`):
+            What was swept.
+        measured (`str`):
+            What the figure is.
+    """
+    for index, (arm, entry) in enumerate(lines.items()):
+        mean, std = 100 * entry["mean"], 100 * (entry["std"] or 0)
+        axes.axhline(mean, color=COLOURS[index], linestyle="--", linewidth=1.2, label=arm)
+        axes.axhspan(mean - std, mean + std, color=COLOURS[index], alpha=0.12, linewidth=0)
+    for index, (arm, by_value) in enumerate(curves.items(), start=len(lines)):
+        axes.errorbar(
+            list(by_value), [100 * entry["mean"] for entry in by_value.values()],
+            yerr=[100 * (entry["std"] or 0) for entry in by_value.values()],
+            color=COLOURS[index], marker=MARKERS[index], linewidth=1.2, capsize=2, label=arm,
+        )  # fmt: skip
+    values = sorted({value for by_value in curves.values() for value in by_value})
+    if values[0] > 0 and values[-1] / values[0] >= 4:
+        axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+    axes.set(xlabel=label, ylabel=f"{measured} (%)", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes, grid="both")
+
+
+def _plain(axes: Axes, grid: str | None = "y") -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if grid is not None:
+        axes.grid(axis=grid, alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)

@@ -1,0 +1,136 @@
+"""results.json and report.md of a comparison."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from .figures import describe_figure, main_figures
+
+
+def write_report(output_dir: Path, results: dict, pictures: Sequence[tuple[str, Path]]) -> str:
+    r"""
+    Writes `results.json` and `report.md`.
+
+    Args:
+        output_dir (`Path`):
+            Where they go.
+        results (`dict`):
+            What [`compare`] returns.
+        pictures (`Sequence[tuple[str, Path]]`):
+            Captions and PNG files in `output_dir`.
+
+    Returns:
+        `str`: the answer in short, as Markdown.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    answer = answer_table(results)
+    others = [arm for arm in results["arms"] if arm != next(iter(results["arms"]))]
+    parts = [
+        f"# {', '.join(others)} against {next(iter(results['arms']))}",
+        _how(results),
+        "## The answer",
+        answer,
+        *(f"> {note}" for note in results["notes"]),
+    ]
+    for evaluation, tasks in results["results"].items():
+        parts += [f"## {evaluation}", _figures_table(tasks)]
+    parts += ["## Cost", _cost_table(results["cost"])]
+    for caption, path in pictures:
+        png = path.relative_to(output_dir)
+        parts.append(f"![{caption}]({png})\n\n{caption} ([SVG]({png.with_suffix('.svg')}))")
+    (output_dir / "report.md").write_text("\n\n".join(part for part in parts if part) + "\n")
+    return answer
+
+
+def answer_table(results: dict) -> str:
+    """
+    Of a results.json the main figure of each protocol, against the baseline, and what may be concluded. As Markdown, shares
+    in percent.
+    """
+    lines = [
+        "| measured | arm | value | minus the baseline | 95 % over test items | 95 % over seeds | so it is |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for evaluation, tasks in results["results"].items():
+        for task, name, by_arm in main_figures(tasks):
+            label = describe_figure(evaluation, task, name)
+            for arm, figure in by_arm.items():
+                cells = [label, arm, _percent(figure)]
+                if (differs := figure.get("difference")) is None:
+                    cells += [""] * 4
+                else:
+                    cells += [
+                        f"{100 * differs['value']:+.2f}",
+                        _interval(differs["items_interval"]),
+                        _interval(differs["seeds_interval"]),
+                        differs["verdict"],
+                    ]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _how(results: dict) -> str:
+    lines = [f"    {results['command']}", ""]
+    lines += [f"- {arm}: {_arguments(arguments) or 'as below'}" for arm, arguments in results["arms"].items()]
+    overrides = f", {_arguments(results['overrides'])}" if results["overrides"] else ""
+    lines += [f"- all: the recipe `{results['recipe']}`{overrides}"]
+    if results["swept"]:
+        lines += [f"- swept: {_arguments(results['swept'])}"]
+    lines += [f"- {name}: {_arguments(arguments)}" for name, arguments in results["evaluations"].items()]
+    seeds = ", ".join(map(str, results["seeds"]))
+    lines += [f"- seeds {seeds}, each with the same initial weights, order of data and captions for every arm"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["environment"].items())
+    lines += [f"- {results['hardware']}; {versions}; commit {results['commit']}"]
+    lines += [
+        "",
+        "Means over seeds, with their standard deviation. Shares are in percent. The interval over test items is a paired "
+        "bootstrap and holds for these very models; the one over seeds is Student's and speaks of models trained again.",
+    ]
+    return "\n".join(lines)
+
+
+def _arguments(arguments: dict) -> str:
+    return " ".join(
+        f"`--{name} {shlex.join(map(str, value)) if isinstance(value, list) else value}`"
+        for name, value in arguments.items()
+    )
+
+
+def _figures_table(tasks: dict) -> str:
+    conditions = list(
+        dict.fromkeys(arm for by_name in tasks.values() for by_arm in by_name.values() for arm in by_arm)
+    )
+    lines = [f"| | {' | '.join(conditions)} |", f"|---|{'---:|' * len(conditions)}"]
+    for task, by_name in tasks.items():
+        for name, by_arm in by_name.items():
+            cells = [_cell(by_arm[arm]) if arm in by_arm else "" for arm in conditions]
+            lines.append(f"| {task} {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: dict) -> str:
+    if "items" in figure:
+        return _percent(figure)
+    return f"{figure['mean']:.4g}" + ("" if figure["std"] is None else f" ± {figure['std']:.2g}")
+
+
+def _cost_table(cost_by_arm: dict[str, list[dict]]) -> str:
+    lines = ["| | minutes | CPU minutes | peak memory, GB | GPU memory, GB |", "|---|---:|---:|---:|---:|"]
+    scales = {"seconds": 60, "cpu_seconds": 60, "peak_memory": 1e9, "gpu_memory": 1e9}
+    for arm, costs in cost_by_arm.items():
+        cells = []
+        for name, scale in scales.items():
+            known = [cost[name] / scale for cost in costs if cost[name] is not None]
+            cells.append(f"{sum(known) / len(known):.2f}" if known else "–")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\nOf one training, start and end included; the mean over seeds."
+
+
+def _percent(figure: dict) -> str:
+    return f"{100 * figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {100 * figure['std']:.2f}")
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"

@@ -1,0 +1,300 @@
+"""Which sample comes when: a function of (seed, epoch), drawn by no generator's state."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers.utils import is_datasets_available, logging
+
+
+logger = logging.get_logger(__name__)
+
+# A batch mixes samples of so many shards. What is read meanwhile stays in the page cache, or in that of a network disk.
+SHARD_WINDOW = 16
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    r"""
+    A shuffle of the dataset for every epoch, cut to whole batches, as keys `(epoch, index)` of
+    [`~modeling_cyclip.data.samples.CaptionedSamples`].
+
+    The order depends on the seed and the epoch alone, so that a resumed run, or one with other workers or processes, sees
+    the same. The tail that fills no batch is left out: padding it with repeats would make false negatives.
+
+    Two steps more, each where its argument is given:
+
+    - `shards`: the epoch shuffles the shards, divides them into windows of a few, and shuffles the samples of a window. A
+      set of no more shards than a window is shuffled as a whole.
+    - `captions`: no batch holds a caption twice, of those that `CaptionedSamples` draws in the epoch. Every epoch then has
+      the same number of batches, the largest that never comes short; a caption with more images than there are batches
+      sits the rest out, others each epoch. Captions are compared as a tokenizer sees them, whatever the case and the
+      white space.
+
+    Args:
+        num_samples (`int`):
+            Length of the dataset.
+        batch_size (`int`):
+            Pairs of a whole step, over all processes.
+        seed (`int`):
+            Seed of the order, and of the draw of captions.
+        captions (`Iterable[str | list[str]]`, *optional*):
+            The caption, or the captions, of every sample.
+        shards (`Sequence[int]`, *optional*):
+            The shard of every sample.
+        window (`int`, *optional*, defaults to 16):
+            Shards of a window.
+
+    Raises:
+        `ValueError`: a dataset that does not fill one batch.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        captions: Iterable[str | list[str]] | None = None,
+        shards: Sequence[int] | None = None,
+        window: int = SHARD_WINDOW,
+    ):
+        if num_samples < batch_size:
+            raise ValueError(
+                f"The training set has {num_samples} pairs, fewer than one batch of {batch_size} (the device batch times "
+                "the number of processes). Lower `per_device_train_batch_size` or bring more data."
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.shards, self.window = None if shards is None else np.asarray(shards), window
+        self.captions = None if captions is None else _CaptionNumbers(captions)
+        self.num_batches = num_samples // batch_size
+        if self.captions is not None:
+            self.num_batches = self.captions.largest_number_of_batches(batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self.captions is None:
+            order = self._shuffled()[: len(self)]
+        else:
+            drawn = self.captions.drawn(self.seed, self.epoch)
+            order = None if self.shards is None else self._apart_in_windows(drawn)
+            if order is None:
+                order = self._dealt(drawn)
+        return ((self.epoch, index) for index in order.tolist())
+
+    def __len__(self) -> int:
+        return self.num_batches * self.batch_size
+
+    def _generator(self) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(keyed_seed(self.seed, self.epoch)))
+
+    def _shuffled(self) -> np.ndarray:
+        if self.shards is not None:
+            return _windowed(self.shards, self.window, self._generator())
+        generator = torch.Generator().manual_seed(keyed_seed(self.seed, self.epoch))
+        return torch.randperm(self.num_samples, generator=generator).numpy()
+
+    def _dealt(self, drawn: np.ndarray) -> np.ndarray:
+        """
+        Batches without repeats: the shuffled samples, those of one caption next to each other, are dealt to the batches in
+        turn like cards, so that equal captions come to different batches.
+        """
+        generator = self._generator()
+        shuffled = generator.permutation(self.num_samples)
+        # Samples of one caption next to each other, in the order in which the captions first come up.
+        _, first, group = np.unique(drawn[shuffled], return_index=True, return_inverse=True)
+        order = np.argsort(first[group], kind="stable")
+        place = np.arange(self.num_samples) - np.maximum.accumulate(
+            np.where(np.diff(first[group][order], prepend=-1) != 0, np.arange(self.num_samples), 0)
+        )
+        kept = shuffled[order[place < self.num_batches]]
+        # Dealing the cards: the k-th goes to batch k modulo the number of batches.
+        dealt = kept[: len(self)].reshape(self.batch_size, self.num_batches).T
+        return generator.permuted(generator.permutation(dealt), axis=1).ravel()
+
+    def _apart_in_windows(self, drawn: np.ndarray) -> np.ndarray | None:
+        """
+        Batches without repeats that keep to the windows: of the samples of one caption, those that would meet in a batch
+        move to the next ones. `None` where captions repeat so much that a batch would overflow.
+        """
+        generator = self._generator()
+        order = _windowed(self.shards, self.window, generator)
+        samples, batch = _apart(order, drawn[order], self.num_batches)
+        is_single = batch < 0
+        free = self.batch_size - np.bincount(batch[~is_single], minlength=self.num_batches)
+        if free.min(initial=0) < 0:
+            return None
+        # Captions that come once fill the batches, in order; the last of them find no place.
+        places = np.repeat(np.arange(self.num_batches), free)
+        singles = samples[is_single][: len(places)]
+        samples, batch = np.append(samples[~is_single], singles), np.append(batch[~is_single], places)
+        # A process takes a part of each batch, so that its samples are shuffled as well.
+        mixed = generator.permutation(len(samples))
+        return samples[mixed[np.argsort(batch[mixed], kind="stable")]]
+
+
+class _CaptionNumbers:
+    """The captions of all samples as numbers, equal for what a tokenizer does not tell apart."""
+
+    def __init__(self, captions: Iterable[str | list[str]]):
+        numbers: dict[str, int] = {}
+        flat, counts = [], []
+        for caption in captions:
+            texts = [caption] if isinstance(caption, str) else caption
+            counts.append(len(texts))
+            flat.extend(numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in texts)
+        self.flat, self.counts = np.array(flat), np.array(counts)
+        self.offsets = np.cumsum(self.counts) - self.counts
+
+    def drawn(self, seed: int, epoch: int) -> np.ndarray:
+        """The caption that each sample draws in an epoch, `(num_samples,)`."""
+        return self.flat[self.offsets + keyed_choice(seed, epoch, np.arange(len(self.counts)), self.counts)]
+
+    def largest_number_of_batches(self, batch_size: int) -> int:
+        """How many batches without repeats every epoch can fill."""
+        # A caption is drawn at most by every sample that has it (once, however often it stands in the sample's list).
+        owners = np.repeat(np.arange(len(self.counts)), self.counts)
+        pairs = np.unique(np.stack([owners, self.flat]), axis=1)
+        most_drawn = np.bincount(pairs[1])
+        low, high = 0, len(self.counts) // batch_size
+        while low < high:  # fewer batches leave out more, but need fewer still
+            middle = (low + high + 1) // 2
+            left_out = np.maximum(most_drawn - middle, 0).sum()
+            if len(self.counts) - left_out >= middle * batch_size:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+def _windowed(shards: np.ndarray, window: int, generator: np.random.Generator) -> np.ndarray:
+    """The samples, shuffled within windows of shuffled shards."""
+    _, numbers = np.unique(shards, return_inverse=True)
+    window_of_shard = generator.permutation(numbers.max() + 1) // window
+    shuffled = generator.permutation(len(shards))
+    return shuffled[np.argsort(window_of_shard[numbers[shuffled]], kind="stable")]
+
+
+def _apart(order: np.ndarray, captions: np.ndarray, num_batches: int) -> tuple[np.ndarray, np.ndarray]:
+    r"""
+    Batches for the samples whose caption comes more than once: a different one each, near their place in the order.
+
+    Args:
+        order (`np.ndarray` of shape `(n,)`):
+            The samples.
+        captions (`np.ndarray` of shape `(n,)`):
+            Their captions.
+        num_batches (`int`):
+            Batches; of a caption with more samples, the rest is left out.
+
+    Returns:
+        `tuple(np.ndarray, np.ndarray)`: the samples that are left, in order, and the batch of each, -1 for a sample whose
+        caption comes once.
+    """
+    wanted = np.arange(len(order)) * num_batches // len(order)
+    by_caption = np.argsort(captions, kind="stable")
+    _, start, group, counts = np.unique(
+        captions[by_caption], return_index=True, return_inverse=True, return_counts=True
+    )
+    place, counts = np.arange(len(order)) - start[group], np.minimum(counts, num_batches)[group]
+    # The k-th of a caption goes to the first batch from the wanted one on that comes after the (k-1)-th: with k taken off,
+    # a running maximum, made within each caption by steps between captions that no batch number reaches.
+    step = group * num_batches
+    batch = np.maximum.accumulate(wanted[by_caption] - place + step) - step + place
+    # And early enough to leave a batch to each of those after it.
+    batch = np.minimum(batch, num_batches - counts + place)
+    batch[counts == 1] = -1
+    kept = place < num_batches
+    batch_in_order = np.empty_like(batch)
+    batch_in_order[by_caption] = np.where(kept, batch, -2)
+    is_left = batch_in_order > -2
+    return order[is_left], batch_in_order[is_left]
+
+
+def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicate_captions: bool) -> EpochSampler:
+    r"""
+    The sampler that a training set calls for.
+
+    Args:
+        dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
+            The training set. A table with a column `shard` is read from few shards at a time.
+        batch_size (`int`):
+            Pairs of a whole step, over all processes.
+        seed (`int`):
+            Seed of the order.
+        no_duplicate_captions (`bool`):
+            Whether to keep two samples with the same caption out of one batch, where the set is a table and has enough
+            different captions.
+
+    Returns:
+        [`EpochSampler`]
+
+    Raises:
+        `ValueError`: a dataset that does not fill one batch.
+    """
+    shards = None
+    if is_table(dataset) and "shard" in dataset.column_names:
+        shards = dataset.with_format("numpy", columns=["shard"])[:]["shard"]
+    sampler = EpochSampler(len(dataset), batch_size, seed, shards=shards)
+    if not no_duplicate_captions or not is_table(dataset):
+        return sampler
+    unique = EpochSampler(len(dataset), batch_size, seed, captions=_captions(dataset), shards=shards)
+    if len(unique) < len(sampler) // 2:
+        logger.warning(
+            f"`no_duplicate_captions` has no effect here: the data has too few different captions for batches of "
+            f"{batch_size} without repeats."
+        )
+        return sampler
+    if len(unique) < len(sampler):
+        logger.info(f"{len(sampler) - len(unique)} pairs sit out each epoch so that no batch repeats a caption.")
+    return unique
+
+
+def _captions(dataset: Dataset) -> Iterator[str | list[str]]:
+    # By batches: iterating over the column itself would take its rows one by one.
+    for batch in dataset.select_columns("caption").iter(batch_size=1000):
+        yield from batch["caption"]
+
+
+def is_table(dataset: Dataset) -> bool:
+    """Whether it is a `datasets.Dataset`, of which a column can be read without reading the others."""
+    if not is_datasets_available():
+        return False
+    import datasets
+
+    return isinstance(dataset, datasets.Dataset)
+
+
+def keyed_seed(*key: int) -> int:
+    """A 63-bit seed from integers, the same on every machine."""
+    return random.Random(repr(key)).getrandbits(63)
+
+
+def keyed_choice(seed: int, epoch: int, indices: np.ndarray, num_choices: np.ndarray) -> np.ndarray:
+    r"""
+    One of several, for each sample of an epoch: a hash of (seed, epoch, index) modulo the number of choices.
+
+    Args:
+        seed (`int`):
+            Seed of the choice.
+        epoch (`int`):
+            The epoch.
+        indices (`np.ndarray` of shape `(n,)`):
+            The samples.
+        num_choices (`np.ndarray` of shape `(n,)`):
+            From how many each chooses.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`: numbers from 0 to `num_choices - 1`.
+    """
+    # The finaliser of splitmix64 (Steele et al., 2014); products are meant to wrap.
+    bits = np.asarray(indices).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(keyed_seed(seed, epoch))
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits = bits ^ (bits >> np.uint64(31))
+    return (bits % np.asarray(num_choices).astype(np.uint64)).astype(np.int64)

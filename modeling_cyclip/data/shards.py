@@ -1,0 +1,252 @@
+"""WebDataset shards as a table: the place of every image in its tar and the captions, read once from the tar headers."""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import re
+import tarfile
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value, concatenate_datasets, config
+
+
+logger = logging.getLogger(__name__)
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+FEATURES = Features(
+    {
+        "image": {
+            "path": Value("string"),
+            "member": Value("string"),
+            "offset": Value("int64"),
+            "size": Value("int64"),
+        },
+        "caption": List(Value("string")),
+    }
+)
+# Zeros fill a tar up to a whole record.
+LARGEST_PADDING = 2**20
+# Starting processes takes longer than walking through a few shards.
+SHARDS_WORTH_A_PROCESS = 8
+
+
+def load_shards(patterns: list[str]) -> Dataset:
+    r"""
+    Opens WebDataset shards as a map-style dataset: an image is read by its offset when its row is used.
+
+    A sample is an image (`KEY.jpg`, `jpeg`, `png` or `webp`) and its caption: `KEY.txt`, or the field `caption` of
+    `KEY.json`, a string or a list of strings. The index of a shard is kept beside it (`SHARD.tar.index.arrow`), or in the
+    cache of `datasets` where that cannot be written, and made anew when the shard's size or time changes.
+
+    Args:
+        patterns (`list[str]`):
+            Files or globs, such as `data/cc3m-*.tar`, also with ranges: `data/cc3m-{00000..00331}.tar`.
+
+    Returns:
+        `datasets.Dataset`: the columns `image` (`path` of the shard, `member`, `offset` and `size`, which
+        [`~modeling_cyclip.data.images.load_image`] opens), `caption` (a list of strings) and `shard` (its number), in the order
+        of the shards' names.
+
+    Raises:
+        `ValueError`: no shard, or no sample in any of them.
+    """
+    shards = sorted({os.path.abspath(name) for pattern in patterns for name in _names(pattern)})
+    if not shards:
+        raise ValueError(
+            f"No file matches {' '.join(patterns)}. Shards are local files or globs such as 'data/cc3m-*.tar'; those of "
+            "the Hub are downloaded first, `hf download --repo-type dataset ID --local-dir data`."
+        )
+    indexes = [_kept_index(shard) for shard in shards]
+    missing = [number for number, index in enumerate(indexes) if index is None]
+    if missing:
+        logger.info(f"Indexing {len(missing)} of {len(shards)} shards.")
+        for number, index in zip(missing, _each(_make_index, [shards[number] for number in missing]), strict=True):
+            indexes[number] = index
+    # All processes of a training come here, the log needs it once.
+    if int(os.environ.get("RANK", 0)) == 0:
+        _log([report for _, report in indexes])
+    tables = [Dataset.from_file(str(index)) for index, report in indexes if report["num_samples"]]
+    if not tables:
+        raise ValueError(
+            f"None of the {len(shards)} shards of {' '.join(patterns)} has a sample: images named KEY.jpg, jpeg, png or "
+            "webp, each with KEY.txt or KEY.json."
+        )
+    return concatenate_datasets(tables).add_column(
+        "shard", np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables])
+    )
+
+
+def _names(pattern: str) -> list[str]:
+    bounds = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    # A name is expected to be there: if not, it goes on to be named in the log.
+    if os.path.exists(pattern) or not (bounds or has_magic(pattern)):
+        return [pattern]
+    if bounds is None:
+        return glob(pattern, recursive=True)
+    numbers = (f"{number:0{len(bounds[1])}}" for number in range(int(bounds[1]), int(bounds[2]) + 1))
+    return [
+        name for number in numbers for name in _names(pattern[: bounds.start()] + number + pattern[bounds.end() :])
+    ]
+
+
+def _log(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        if report["problem"]:
+            logger.warning(f"{report['path']} {report['problem']}; {report['num_samples']} samples of it are used.")
+    found = sum(report["num_samples"] + sum(map(len, report["left_out"].values())) for report in reports)
+    for lack in ("image", "caption"):
+        names = [f"{report['path']}/{key}" for report in reports for key in report["left_out"][lack]]
+        if names:
+            logger.warning(
+                f"{len(names)} of {found} samples have no usable {lack} and are left out, the first one: {names[0]}"
+            )
+
+
+def _each(function, shards: list[str]) -> list:
+    num_processes = min(os.cpu_count(), len(shards) // SHARDS_WORTH_A_PROCESS)
+    if num_processes < 2:
+        return [function(shard) for shard in shards]
+    with multiprocessing.Pool(num_processes) as pool:
+        return pool.map(function, shards, chunksize=1)
+
+
+def _index_paths(shard: str) -> list[Path]:
+    digest = hashlib.sha256(os.fsencode(shard)).hexdigest()[:16]
+    cache = Path(config.HF_DATASETS_CACHE, "shards", f"{Path(shard).stem}-{digest}.index.arrow")
+    return [Path(f"{shard}.index.arrow"), cache]
+
+
+def _identity(shard: str) -> dict[str, Any]:
+    status = os.stat(shard)
+    # The rows hold the path, so that an index does not survive a move.
+    return {"version": 1, "path": _unicode(shard), "size": status.st_size, "time": status.st_mtime_ns}
+
+
+def _kept_index(shard: str) -> tuple[Path, dict[str, Any]] | None:
+    for path in _index_paths(shard):
+        try:
+            with pa.ipc.open_stream(path) as stream:
+                report = json.loads(stream.schema.metadata[b"shard"])
+            if _identity(shard).items() <= report.items():
+                return path, report
+        except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+            continue
+    return None
+
+
+def _make_index(shard: str) -> tuple[Path | None, dict[str, Any]]:
+    try:
+        identity = _identity(shard)
+        rows, report = _walk(shard, identity["size"])
+    except OSError as error:
+        # Not kept: the disk or the permissions may be better next time, and the file's size and time the same.
+        problem = f"cannot be read ({error.strerror or error})"
+        return None, {
+            "path": shard,
+            "problem": problem,
+            "num_samples": 0,
+            "left_out": {"image": [], "caption": []},
+        }
+    report = {**identity, **report, "num_samples": len(rows)}
+    table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+    table = table.replace_schema_metadata({**table.schema.metadata, b"shard": json.dumps(report).encode()})
+    beside, cache = _index_paths(shard)
+    try:
+        return _write(table, beside), report
+    except OSError:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        return _write(table, cache), report
+
+
+def _write(table: pa.Table, path: Path) -> Path:
+    # Under another name first: processes of several nodes may write it at once, and a run may be killed.
+    unfinished = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}")
+    try:
+        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of a shard, and what is wrong with it: `problem` and the keys of the samples `left_out`."""
+    samples: dict[str, dict[str, Any]] = {}
+    problem = None
+    with open(shard, "rb") as file:
+        try:
+            tar = tarfile.open(fileobj=file, mode="r:")
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # tarfile would keep them all
+                if member.offset_data + member.size > file_size:
+                    raise EOFError(f"in the middle of {_unicode(member.name)}")
+                if member.isreg() and not member.issparse():
+                    _add_member(samples, member, file)
+            # tarfile takes anything that is no header for the end; the end is a block of zeros.
+            file.seek(tar.offset)
+            rest = file.read(LARGEST_PADDING)
+            if rest[: tarfile.BLOCKSIZE] != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise EOFError("without the mark of an archive's end")
+            # A hole of a download, or two archives in one file.
+            if rest.strip(tarfile.NUL) or tar.offset + len(rest) < file_size:
+                raise EOFError(f"at byte {tar.offset} of {file_size}")
+        except OSError:
+            raise
+        except EOFError as error:
+            problem = f"is cut off, it ends {error}"
+        # tarfile raises nearly anything on damaged headers.
+        except Exception as error:
+            problem = f"is no tar, or a compressed or damaged one ({type(error).__name__}: {error})"
+
+    rows, left_out = [], {"image": [], "caption": []}
+    for key, sample in samples.items():
+        captions = sample.get("txt") or sample.get("json")
+        if "image" not in sample:
+            left_out["image"].append(key)
+        elif not captions:
+            left_out["caption"].append(key)
+        else:
+            rows.append({"image": {"path": _unicode(shard), **sample["image"]}, "caption": captions})
+    return rows, {"problem": problem, "left_out": left_out}
+
+
+def _add_member(samples: dict[str, dict[str, Any]], member: tarfile.TarInfo, file) -> None:
+    name = _unicode(member.name)
+    folder, slash, base = name.rpartition("/")
+    # As in WebDataset, a key ends at the first dot of the file name.
+    stem, _, extension = base.partition(".")
+    extension = extension.lower()
+    if not stem or extension not in (*IMAGES, "txt", "json"):
+        return
+    sample = samples.setdefault(folder + slash + stem, {})
+    if extension in IMAGES:
+        sample.setdefault("image", {"member": name, "offset": member.offset_data, "size": member.size})
+        return
+    file.seek(member.offset_data)
+    sample[extension] = _captions(file.read(member.size), is_json=extension == "json")
+
+
+def _captions(content: bytes, is_json: bool) -> list[str]:
+    """The captions of a .txt or .json member that are texts and not empty."""
+    try:
+        value = content.decode("utf-8-sig")
+        if is_json:
+            value = json.loads(value)
+            value = value.get("caption") if isinstance(value, dict) else None
+    except (ValueError, RecursionError):
+        return []
+    values = value if isinstance(value, list) else [value]
+    return [_unicode(text.strip()) for text in values if isinstance(text, str) and text.strip()]
+
+
+def _unicode(text: str) -> str:
+    """The text with half characters (lone surrogates, in JSON and in file names), which Arrow cannot store, replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

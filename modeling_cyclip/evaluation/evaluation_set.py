@@ -1,0 +1,255 @@
+"""From the rows of a dataset to what is measured: images, labels, class names, captions, superclasses."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import ClassLabel, Dataset, Image, List, interleave_datasets
+from torch import Tensor
+
+from ..data.columns import MISSING_LABELS, TEXT, check_column, only_images
+from .benchmarks import Benchmark
+from .embeddings import GENERAL_TEMPLATES
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Columns:
+    r"""
+    Which columns to read. `None` takes the one that fits, where just one does.
+
+    Args:
+        image (`str`, *optional*):
+            Images, or their paths relative to the dataset's folder. Default: the only image column.
+        label (`str`, *optional*):
+            Class labels, or strings, whose distinct values are then the classes. Default: `label`, `cls`, or the only
+            ClassLabel column.
+        caption (`str`, *optional*):
+            Captions: lists of strings, or strings with one caption a line. Default: `captions`, `caption` or `txt`.
+        coarse (`str`, *optional*):
+            Superclasses.
+        exclude (`str`, *optional*):
+            `column=value,value`: rows to leave out.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    caption: str | None = None
+    coarse: str | None = None
+    exclude: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    r"""
+    One split, ready to be embedded.
+
+    Args:
+        name (`str`):
+            Dataset and split.
+        dataset (`datasets.Dataset`):
+            The rows, images undecoded in the column `image`.
+        labels (`torch.Tensor` of shape `(num_rows,)`, *optional*):
+            Classes of the rows.
+        class_names (`list[str]`, *optional*):
+            Names of the classes.
+        templates (`list[str]`):
+            Prompt templates.
+        captions (`list[list[str]]`, *optional*):
+            Captions of each row.
+        superclasses (`torch.Tensor` of shape `(num_classes,)`, *optional*):
+            Superclass of each class.
+        is_winoground (`bool`):
+            Whether two rows after one another are the images and captions of one example of Winoground.
+        benchmark ([`Benchmark`]):
+            Where the set comes from.
+    """
+
+    name: str
+    dataset: Dataset
+    labels: Tensor | None
+    class_names: list[str] | None
+    templates: list[str]
+    captions: list[list[str]] | None
+    superclasses: Tensor | None
+    is_winoground: bool
+    benchmark: Benchmark
+
+
+def load_evaluation_set(
+    benchmark: Benchmark,
+    split: str,
+    columns: Columns,
+    templates: list[str] | None = None,
+    class_splits: Iterable[str] = (),
+    labels_only: bool = False,
+) -> EvaluationSet:
+    r"""
+    Args:
+        benchmark ([`Benchmark`]):
+            Where the set lies.
+        split (`str`):
+            The split.
+        columns ([`Columns`]):
+            Which columns to read.
+        templates (`list[str]`, *optional*):
+            Prompt templates instead of the benchmark's own, or of the general ones where it has none.
+        class_splits (`Iterable[str]`, *optional*):
+            With a string label column: the splits over which its distinct values are the classes, besides `split`.
+        labels_only (`bool`, *optional*, defaults to `False`):
+            Whether to leave out captions and superclasses, which reference images and shifted sets have no use for.
+
+    Returns:
+        [`EvaluationSet`]
+
+    Raises:
+        `ValueError`: a column that is missing or does not hold what it should, labels without class names, no rows.
+    """
+    dataset = _without(benchmark.load(split), columns.exclude)
+    name = f"{benchmark.path} [{split}]"
+    if len(dataset) == 0:
+        raise ValueError(f"{name} has no rows{' after --exclude' if columns.exclude else ''}.")
+    is_winoground = {"image_0", "image_1", "caption_0", "caption_1"} <= set(dataset.column_names)
+    if is_winoground:
+        dataset = _in_single_file(dataset)
+    coarse_column = None if labels_only else columns.coarse
+    label_column = columns.label or _default_label(dataset)
+    labels = class_names = superclasses = None
+    if label_column is not None:
+        check_column(dataset, label_column, "--label_column")
+        pooled = {split: dataset}
+        if dataset.features[label_column] in TEXT or coarse_column:
+            pooled |= {
+                other: _without(benchmark.load(other), columns.exclude) for other in class_splits if other != split
+            }
+        class_names, rows = _classes(pooled, label_column, benchmark.class_names(split))
+        labels = torch.tensor(rows[split])
+        if coarse_column is not None:
+            superclasses = _superclasses(pooled, rows, class_names, coarse_column)
+    return EvaluationSet(
+        name=name,
+        dataset=_with_images(dataset, columns.image, benchmark.path),
+        labels=labels,
+        class_names=class_names,
+        templates=templates or benchmark.templates(split) or GENERAL_TEMPLATES,
+        captions=None if labels_only else _captions(dataset, columns.caption),
+        superclasses=superclasses,
+        is_winoground=is_winoground,
+        benchmark=benchmark,
+    )
+
+
+def _in_single_file(dataset: Dataset) -> Dataset:
+    """Winoground's rows of two images and two captions as two rows of one each."""
+    halves = [
+        dataset.select_columns([f"image_{half}", f"caption_{half}"]).rename_columns(
+            {f"image_{half}": "image", f"caption_{half}": "caption"}
+        )
+        for half in (0, 1)
+    ]
+    return interleave_datasets(halves)
+
+
+def _without(dataset: Dataset, exclude: str | None) -> Dataset:
+    if exclude is None:
+        return dataset
+    column, separator, values = exclude.partition("=")
+    if not separator:
+        raise ValueError(f"--exclude takes column=value,value, got {exclude!r}.")
+    check_column(dataset, column, "--exclude")
+    unwanted = set(values.split(","))
+    present = dataset[column][:]
+    if isinstance(feature := dataset.features[column], ClassLabel):
+        if unknown := unwanted - set(feature.names):
+            raise ValueError(
+                f"--exclude: column '{column}' has no value {min(unknown)!r}, but {', '.join(feature.names)}."
+            )
+        present = feature.int2str(present)
+    return dataset.select([row for row, value in enumerate(present) if str(value) not in unwanted])
+
+
+def _with_images(dataset: Dataset, column: str | None, path: str) -> Dataset:
+    if column is None:
+        candidates = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+        if len(candidates) != 1:
+            found = ", ".join(candidates) or f"none among {', '.join(dataset.column_names)}"
+            raise ValueError(f"One image column is needed, found {found}. Say which with --image_column.")
+        column = candidates[0]
+    check_column(dataset, column, "--image_column")
+    return only_images(dataset, column, path if Path(path).is_dir() else None)
+
+
+def _default_label(dataset: Dataset) -> str | None:
+    for column in ("label", "cls"):
+        if column in dataset.column_names:
+            return column
+    candidates = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _classes(
+    datasets: dict[str, Dataset], column: str, names: list[str] | None
+) -> tuple[list[str], dict[str, list[int]]]:
+    """Class names, and the labels of every split."""
+    feature = next(iter(datasets.values())).features[column]
+    rows = {split: dataset[column][:] for split, dataset in datasets.items()}
+    for split, labels in rows.items():
+        if missing := [row for row, label in enumerate(labels) if label in MISSING_LABELS]:
+            raise ValueError(f"Row {missing[0]} of the split {split} has no label in column '{column}'.")
+    if feature in TEXT:
+        names = sorted({value for values in rows.values() for value in values})
+        index = {name: label for label, name in enumerate(names)}
+        return names, {split: [index[value] for value in values] for split, values in rows.items()}
+    if names is None:
+        if not isinstance(feature, ClassLabel):
+            raise ValueError(
+                f"Column '{column}' has labels without names: neither is it a ClassLabel column nor is there a "
+                "classnames.txt beside the data."
+            )
+        # Identifiers have underscores where a caption has spaces.
+        names = [name.replace("_", " ") for name in feature.names]
+    return names, rows
+
+
+def _superclasses(
+    datasets: dict[str, Dataset], rows: dict[str, list[int]], class_names: list[str], column: str
+) -> Tensor:
+    """The one superclass that the rows of each class have."""
+    values = []
+    for split, dataset in datasets.items():
+        check_column(dataset, column, "--coarse_column")
+        values += zip(rows[split], dataset[column][:], strict=True)
+    superclass = {}
+    for label, value in values:
+        if superclass.setdefault(label, value) != value:
+            raise ValueError(f"Class '{class_names[label]}' has rows of two superclasses in column '{column}'.")
+    if missing := [name for label, name in enumerate(class_names) if label not in superclass]:
+        raise ValueError(f"Class '{missing[0]}' is empty: it has no row that would say its superclass ('{column}').")
+    index = {value: number for number, value in enumerate(sorted(set(superclass.values())))}
+    return torch.tensor([index[superclass[label]] for label in range(len(class_names))])
+
+
+def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
+    if column is None:
+        column = next((name for name in ("captions", "caption", "txt") if name in dataset.column_names), None)
+        if column is None:
+            return None
+        try:
+            return _captions(dataset, column)
+        # What nobody asked for ends no run.
+        except ValueError as error:
+            logger.warning(f"Captions are left out: {error}")
+            return None
+    check_column(dataset, column, "--caption_column")
+    feature = dataset.features[column]
+    if not (feature in TEXT or (isinstance(feature, List) and feature.feature in TEXT)):
+        raise ValueError(f"Column '{column}' holds no captions (text or lists of texts). Set --caption_column.")
+    rows = [row.split("\n") if isinstance(row, str) else row or [] for row in dataset[column]]
+    captions = [[caption.strip() for caption in row if caption and caption.strip()] for row in rows]
+    if empty := [row for row, texts in enumerate(captions) if not texts]:
+        raise ValueError(f"Row {empty[0]} has no caption in column '{column}'.")
+    return captions

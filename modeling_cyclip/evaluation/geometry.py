@@ -1,0 +1,130 @@
+"""Geometry of the joint space: alignment, uniformity, modality gap, cyclic gaps, effective rank. All in float64."""
+
+import torch
+from torch import Tensor
+
+from ..loss import cyclic_regularisers
+from .ranking import similarity_chunks
+from .zero_shot import check_labels
+
+
+def labelled_alignment_uniformity(image_embeds: Tensor, class_embeds: Tensor, labels: Tensor) -> dict[str, float]:
+    r"""
+    The paper's form for labelled images (CyCLIP, section 5.3), with T_label(i) the embedding of image i's class:
+
+        alignment  = mean over i of ⟨I_i, T_label(i)⟩
+        uniformity = log of the mean over i ≠ j of exp(−⟨I_i, T_label(j)⟩)
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
+            Unit-norm image embeddings, at least two.
+        class_embeds (`torch.Tensor` of shape `(num_classes, dim)`):
+            Unit-norm class embeddings.
+        labels (`torch.Tensor` of shape `(num_images,)`):
+            Classes of the images.
+
+    Returns:
+        `dict[str, float]`: `alignment`, in [-1, 1], higher is better aligned, and `uniformity`, in nats.
+
+    Raises:
+        `ValueError`: fewer than two images, a label that is no class.
+    """
+    image_embeds, class_embeds = image_embeds.double(), class_embeds.double()
+    check_labels(labels, len(image_embeds), len(class_embeds))
+    _check_pairs(len(image_embeds))
+    class_sizes = torch.bincount(labels, minlength=len(class_embeds)).double()
+    matched, total = 0.0, 0.0
+    for rows, similarities in similarity_chunks(image_embeds, class_embeds):
+        own = similarities.gather(1, labels[rows, None])
+        matched += own.sum().item()
+        # The images j of a class share T: a sum over classes weighted by their sizes, without the pair j = i.
+        total += (torch.exp(-similarities) @ class_sizes).sum().item() - torch.exp(-own).sum().item()
+    return _alignment_uniformity(matched, total, len(image_embeds))
+
+
+def captioned_alignment_uniformity(image_embeds: Tensor, text_embeds: Tensor) -> dict[str, float]:
+    r"""
+    The form for image-caption pairs (Wang and Isola, 2020, across modalities, as in the official code):
+
+        alignment  = mean over i of ‖I_i − T_i‖²
+        uniformity = log of the mean over i ≠ j of exp(−2‖I_i − T_j‖²)
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(num_pairs, dim)`):
+            Unit-norm image embeddings, at least two.
+        text_embeds (`torch.Tensor` of shape `(num_pairs, dim)`):
+            Unit-norm text embeddings, row by row the captions.
+
+    Returns:
+        `dict[str, float]`: `alignment`, in [0, 4], lower is better aligned, and `uniformity`, in nats.
+
+    Raises:
+        `ValueError`: fewer than two pairs.
+    """
+    image_embeds, text_embeds = image_embeds.double(), text_embeds.double()
+    _check_pairs(len(image_embeds))
+    matched, total = (image_embeds - text_embeds).square().sum().item(), 0.0
+    for rows, similarities in similarity_chunks(image_embeds, text_embeds):
+        # ‖I − T‖² = 2 − 2⟨I, T⟩ for unit norms.
+        potential = similarities.mul_(4).sub_(4).exp_()
+        total += (potential.sum() - potential.diagonal(rows.start).sum()).item()
+    return _alignment_uniformity(matched, total, len(image_embeds))
+
+
+def modality_gap(image_embeds: Tensor, text_embeds: Tensor) -> float:
+    """Distance of the means of both modalities (Liang et al., 2022, section 2)."""
+    return (image_embeds.double().mean(dim=0) - text_embeds.double().mean(dim=0)).norm().item()
+
+
+def cyclic_gaps(image_embeds: Tensor, text_embeds: Tensor) -> dict[str, float]:
+    r"""
+    The two quantities that CyCLIP's training lowers, as means over all N² pairs (the paper's terms over N), so that sets
+    of different size compare:
+
+        in-modal    = mean over j, k of (⟨I_j,I_k⟩ − ⟨T_j,T_k⟩)²
+        cross-modal = mean over j, k of (⟨I_j,T_k⟩ − ⟨I_k,T_j⟩)²
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(num_pairs, dim)`):
+            Unit-norm image embeddings.
+        text_embeds (`torch.Tensor` of shape `(num_pairs, dim)`):
+            Unit-norm text embeddings, row by row the captions.
+
+    Returns:
+        `dict[str, float]`: `inmodal_cyclic_gap` and `crossmodal_cyclic_gap`.
+    """
+    inmodal, crossmodal = cyclic_regularisers(image_embeds.double(), text_embeds.double())
+    return {
+        "inmodal_cyclic_gap": inmodal.item() / len(image_embeds),
+        "crossmodal_cyclic_gap": crossmodal.item() / len(image_embeds),
+    }
+
+
+def effective_rank(embeds: Tensor) -> float:
+    r"""
+    exp of the entropy of the singular values, taken as shares of their sum (Roy and Vetterli, 2007): the number of
+    directions in use, from 1 to `dim`.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(num_rows, dim)`):
+            Embeddings.
+
+    Returns:
+        `float`
+    """
+    embeds = embeds.double()
+    # The smaller of both products has the same squares of singular values.
+    gram = embeds.T @ embeds if embeds.shape[0] > embeds.shape[1] else embeds @ embeds.T
+    singular_values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    shares = singular_values / singular_values.sum()
+    return torch.special.entr(shares).sum().exp().item()
+
+
+def _alignment_uniformity(matched: float, total: float, num_pairs: int) -> dict[str, float]:
+    mean = torch.tensor(total / (num_pairs * (num_pairs - 1)), dtype=torch.float64)
+    return {"alignment": matched / num_pairs, "uniformity": mean.log().item()}
+
+
+def _check_pairs(num_pairs: int) -> None:
+    if num_pairs < 2:
+        raise ValueError(f"Uniformity is a mean over pairs of different rows and needs two of them, got {num_pairs}.")

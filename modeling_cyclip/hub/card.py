@@ -1,0 +1,216 @@
+"""Writes the card of a model: its README.md, from what its folder and results of evaluation hold.
+
+python model_cards/card.py OUTPUT_DIR --model_id user/name --results results/results.json
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..comparison.report import answer_table
+from ..package_files import package_file
+from ..run_record import RUN_RECORD
+from .checkpoint_folder import check_checkpoint, count_parameters, sha256
+from .results import Figure, eval_results
+from .training_curve import draw_training_curve
+
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = package_file("model_cards/template.md")
+CARD, CURVE = "README.md", "plots/training_curve.png"
+
+# SHA-256 of the card as last written, to tell whether somebody has edited it since. Never published.
+WRITTEN = ".card.sha256"
+
+# A picture and labels that other CLIP models on the Hub show, too.
+WIDGET = [
+    {
+        "src": "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cat-dog-music.png",
+        "candidate_labels": "playing music, playing sports",
+        "example_title": "Cat & Dog",
+    }
+]
+LOGGED = (
+    "loss", "contrastive_loss", "inmodal_contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss",
+    "logit_scale", "image_to_text_recall@1", "text_to_image_recall@1",
+)  # fmt: skip
+COMPARED = ("arms", "seeds", "training_pairs", "hardware", "environment", "commit", "notes", "cost", "results")
+DATA = ("dataset_name", "train_file", "train_shards")
+EVALUATED = ("eval_loss", "eval_contrastive_loss", "eval_inmodal_cyclic_loss", "eval_crossmodal_cyclic_loss")
+
+
+def make_card(
+    output_dir: str | Path,
+    model_id: str,
+    figures: Iterable[Figure] = (),
+    license: str | None = None,
+    comparison: dict[str, Any] | None = None,
+) -> ModelCard:
+    r"""
+    The card of a checkpoint. It states no number that no file holds: the folder's config.json, weights,
+    trainer_state.json, eval_results.json and run.json, or a results.json. Draws the training curve into the folder.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The checkpoint's folder; at best a training's output folder.
+        model_id (`str`):
+            The model's name on the Hub, or the folder: what the code samples open.
+        figures (`Iterable[Figure]`, *optional*):
+            Results of evaluation, from [`read_results`].
+        license (`str`, *optional*):
+            The Hub's identifier of the weights' licence. Default: what the training was told, or none.
+        comparison (`dict`, *optional*):
+            Results of a comparison of objectives that this model is from, from [`read_comparison`].
+
+    Returns:
+        [`~huggingface_hub.ModelCard`]
+
+    Raises:
+        `ValueError`: no checkpoint there, or weights or another of its files that are cut off.
+    """
+    output_dir, figures = Path(output_dir), list(figures)
+    check_checkpoint(output_dir)
+    config = _read_json(output_dir / "config.json")
+    run, state = _read_json(output_dir / RUN_RECORD), _read_json(output_dir / "trainer_state.json")
+    license = license or run.get("model", {}).get("license")
+    logs = state.get("log_history", [])
+    name = Path(model_id).resolve().name
+
+    data = ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        base_model=run.get("base_model"),
+        datasets=run.get("dataset"),
+        tags=["clip", "cyclip", "contrastive-learning"],
+        widget=WIDGET,
+        model_name=name if figures else None,
+        eval_results=eval_results(figures) or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        model_id=model_id,
+        license=license,
+        figures=figures,
+        run=run,
+        data_name=_data_name(run),
+        state=state,
+        runtime=_last(logs, ("train_runtime",)).get("train_runtime"),
+        last_log=_last(logs, LOGGED) | _last([_read_json(output_dir / "eval_results.json")], EVALUATED),
+        has_curve=draw_training_curve(logs, output_dir / CURVE),
+        parameters=f"{count_parameters(output_dir):,}",
+        comparison=comparison,
+        answer=None if comparison is None else answer_table(comparison),
+        **_describe(config),
+    )
+
+
+def _describe(config: dict[str, Any]) -> dict[str, Any]:
+    vision, text = config["vision_config"], config["text_config"]
+    inmodal, crossmodal = (config.get(f"{term}_cyclic_weight", 0) for term in ("inmodal", "crossmodal"))
+    names = {(False, False): "CLIP", (False, True): "C-CyCLIP", (True, False): "I-CyCLIP", (True, True): "CyCLIP"}
+    is_resnet = config["model_type"] == "cyclip"
+    if is_resnet:
+        tower = f"CLIP's ResNet with {' + '.join(map(str, vision['depths']))} blocks"
+    else:
+        layers, width = vision["num_hidden_layers"], vision["hidden_size"]
+        tower = f"vision transformer ({layers} layers of width {width}, patches of {vision['patch_size']} pixels)"
+    return {
+        "architecture": f"A {tower} and a text transformer ({text['num_hidden_layers']} layers of width "
+        f"{text['hidden_size']})",
+        "is_resnet": is_resnet,
+        "objective": names[inmodal != 0, crossmodal != 0],
+        "inmodal": inmodal,
+        "crossmodal": crossmodal,
+        "reference_batch": config.get("cyclic_reference_batch_size"),
+        "image_size": vision["image_size"],
+        "context_length": text["max_position_embeddings"],
+        "projection_dim": config["projection_dim"],
+    }
+
+
+def _data_name(run: dict[str, Any]) -> str:
+    value = next((value for name, value in run.get("data", {}).items() if name in DATA), None)
+    if value is None:
+        return "Not recorded"
+    return ", ".join(f"`{name}`" for name in ([value] if isinstance(value, str) else value))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole JSON file. Restore it, or remove it: {error}") from error
+
+
+def _last(logs: list[dict], names: Iterable[str]) -> dict[str, float]:
+    """Of each name the last value that was logged."""
+    found = {name: value for entry in logs for name, value in entry.items() if name in names}
+    return {name: found[name] for name in names if name in found}
+
+
+def read_comparison(folder: Path | None) -> dict[str, Any] | None:
+    r"""
+    What training/run_comparison.py found, without names of local folders: for the card, and to be published with it.
+
+    Raises:
+        `ValueError`: no report in that folder.
+    """
+    if folder is None:
+        return None
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return {name: results[name] for name in COMPARED}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} is not the output folder of training/run_comparison.py: {error!r}") from error
+
+
+def merge_results(card: ModelCard, results: Iterable[EvalResult], model_name: str) -> None:
+    r"""
+    Puts results into the metadata of a card: they replace those of the same measurement and leave others, all other
+    metadata and the text as they are.
+
+    Args:
+        card ([`~huggingface_hub.ModelCard`]):
+            The card, which is changed.
+        results (`Iterable[EvalResult]`):
+            The results.
+        model_name (`str`):
+            The model's name, if the card has none.
+    """
+    merged = list(card.data.get("eval_results", []))
+    for result in results:
+        merged = [other for other in merged if not result.is_equal_except_value(other)] + [result]
+    if merged:
+        card.data.eval_results = merged
+        card.data.model_name = card.data.get("model_name") or model_name
+
+
+def write_card(output_dir: str | Path, card: ModelCard) -> None:
+    """Saves a card as the folder's README.md, and how it was then."""
+    path = Path(output_dir, CARD)
+    card.save(path)
+    Path(output_dir, WRITTEN).write_text(sha256(path) + "\n")
+
+
+def write_model_card(output_dir: str | Path, model_id: str) -> None:
+    """The card after a training, as the Trainer asks for it. One that somebody edited is of an older model: put aside."""
+    if edited_card(output_dir) is not None:
+        aside = Path(output_dir, CARD).rename(Path(output_dir, "README.edited.md"))
+        logger.warning(f"The model is new, so its card is written anew; the edited one is now {aside}.")
+    write_card(output_dir, make_card(output_dir, model_id))
+
+
+def edited_card(output_dir: str | Path) -> ModelCard | None:
+    """The folder's card, if somebody has written or edited it."""
+    path, written = Path(output_dir, CARD), Path(output_dir, WRITTEN)
+    if not path.is_file() or (written.is_file() and written.read_text().strip() == sha256(path)):
+        return None
+    return ModelCard.load(path)

@@ -1,0 +1,118 @@
+"""LoRA (Hu et al., 2021): low-rank additions to a checkpoint's attention projections train, all else stays as it is."""
+
+import logging
+import os
+from pathlib import Path
+
+from peft import LoraConfig
+from peft.functional import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .build_model import ModelArguments
+from .modeling_cyclip import CyCLIPModel
+from .trainer import CyCLIPTrainer
+
+
+logger = logging.getLogger(__name__)
+
+# peft's prefix of the names in an adapter's file.
+PREFIX = "base_model.model."
+
+
+def add_lora(model: CyCLIPModel, args: ModelArguments) -> None:
+    r"""
+    Puts adapters beside the query, key, value and output projections of every attention layer. They alone train; the
+    model keeps its class, and until they train its outputs.
+
+    Args:
+        model ([`CyCLIPModel`]):
+            The checkpoint's model, which is changed.
+        args ([`ModelArguments`]):
+            Rank, alpha and towers.
+
+    Raises:
+        `ValueError`: a tower without attention layers (CLIP's ResNet).
+    """
+    towers = "|".join(args.lora_towers)
+    config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_rank if args.lora_alpha is None else args.lora_alpha,
+        target_modules=rf"(?:{towers})_model\.encoder\.layers\.\d+\.self_attn\.(?:q|k|v|out)_proj",
+        base_model_name_or_path=args.model_name_or_path,
+    )
+    inject_adapter_in_model(config, model)
+    names = lora_layers(model)
+    for tower in args.lora_towers:
+        if not any(name.startswith(f"{tower}_model.") for name in names):
+            raise ValueError(f"The {tower} tower has no attention layers for LoRA. Leave it out of --lora_towers.")
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info(
+        f"LoRA of rank {config.r}: {trained:,} of {model.num_parameters():,} parameters train, beside {len(names)} "
+        f"attention projections ({' and '.join(args.lora_towers)} tower). All others stay as they are, the projections "
+        "to the joint space and logit_scale among them."
+    )
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The layers with adapters, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+class LoraTrainer(CyCLIPTrainer):
+    r"""
+    A [`CyCLIPTrainer`] that saves and resumes adapters in peft's format, without the weights beside which they train.
+
+    Raises:
+        `ValueError`: FSDP, or (from `train`) a checkpoint whose adapters are of another shape.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "--lora_rank does not go with FSDP: adapters are small enough for every GPU to hold them."
+            )
+
+    def merge(self) -> None:
+        """Adds the adapters to the weights: the model, and what is saved from here on, is as if there had been none."""
+        for name, layer in lora_layers(self.model).items():
+            layer.merge(safe_merge=True)
+            self.model.set_submodule(name, layer.get_base_layer())
+        del self.model.peft_config
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        output_dir = output_dir or self.args.output_dir
+        if not lora_layers(self.model):
+            super()._save(output_dir, state_dict)
+            if self.args.should_save:
+                # transformers would put adapters that lie beside a model onto it once more.
+                for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
+                    Path(output_dir, name).unlink(missing_ok=True)
+        elif self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+            adapters = get_peft_model_state_dict(self.model, state_dict, save_embedding_layers=False)
+            save_file(
+                {PREFIX + name: tensor.contiguous() for name, tensor in adapters.items()},
+                Path(output_dir, SAFETENSORS_WEIGHTS_NAME),
+                metadata={"format": "pt"},
+            )
+            self.model.peft_config["default"].save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
+            self._record(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved, own = LoraConfig.from_pretrained(resume_from_checkpoint), self.model.peft_config["default"]
+        for name in ("r", "lora_alpha", "target_modules"):
+            if getattr(saved, name) != getattr(own, name):
+                raise ValueError(
+                    f"{resume_from_checkpoint} has other adapters ({name} {getattr(saved, name)}, here "
+                    f"{getattr(own, name)}). Resume with the --lora_* arguments of the run that it is from."
+                )
+        adapters = load_file(Path(resume_from_checkpoint, SAFETENSORS_WEIGHTS_NAME))
+        set_peft_model_state_dict(self.model, {name.removeprefix(PREFIX): value for name, value in adapters.items()})
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -1,0 +1,64 @@
+"""Tables and pictures from the content of a results.json."""
+
+import pytest
+from matplotlib.figure import Figure
+
+from modeling_cyclip.comparison import plots
+from modeling_cyclip.comparison.figures import main_figures, swept_curves
+from modeling_cyclip.comparison.report import answer_table
+
+
+def entry(*seeds: float, difference: dict | None = None) -> dict:
+    figure = {"seeds": list(seeds), "mean": sum(seeds) / len(seeds), "std": 0.01, "items": 100}
+    return figure if difference is None else {**figure, "difference": difference}
+
+
+@pytest.fixture
+def results():
+    differs = {
+        "to": "CLIP",
+        "value": -0.05,
+        "items_interval": [-0.08, -0.02],
+        "seeds_interval": [-0.12, 0.02],
+        "verdict": "lower for these models, but no difference shown: the interval over seeds includes zero",
+    }
+    figure = {"CLIP": entry(0.30, 0.32), "CyCLIP": entry(0.25, 0.27, difference=differs)}
+    shift = {"blob top1": figure, "blob top3": figure, "blob: top1 without the shift, same classes": figure}
+    gap = {"modality_gap": {"CLIP": {"seeds": [0.9, 1.0], "mean": 0.95, "std": 0.07}}}
+    return {
+        "arms": {"CLIP": {}, "CyCLIP": {}},
+        "results": {"emoji": {"zero_shot": {"top1": figure, "top3": figure}, "shift": shift, "geometry": gap}},
+    }
+
+
+def test_conclusions_are_drawn_from_one_figure_a_protocol(results):
+    chosen = [(task, name) for task, name, _ in main_figures(results["results"]["emoji"])]
+    assert chosen == [("zero_shot", "top1"), ("shift", "blob top1")]
+
+
+def test_answer_gives_both_intervals_and_says_what_is_not_shown(results):
+    assert (
+        "| emoji, zero_shot top1 | CyCLIP | 26.00 ± 1.00 | -5.00 | -8.00 to -2.00 | -12.00 to +2.00 | lower for these "
+        "models, but no difference shown: the interval over seeds includes zero |"
+    ) in answer_table(results)
+
+
+def test_line_of_robustness_goes_through_the_baselines_points(results):
+    shift = results["results"]["emoji"]["shift"]
+    figure = plots.robustness(shift, "blob")
+    (line,) = figure.axes[0].lines
+    (x0, x1), (y0, y1) = line.get_data()
+    assert (y1 - y0) / (x1 - x0) == pytest.approx(1)
+    assert y0 == pytest.approx(x0)
+
+
+def test_sweep_draws_a_curve_an_arm_and_a_line_for_what_it_does_not_change(results):
+    results["swept"] = {"inmodal_cyclic_weight": ["0.01", "0.1", "1"]}
+    by_arm = {"CLIP": entry(0.3), **{f"CyCLIP at {value}": entry(float(value) / 10) for value in ("0.01", "0.1", "1")}}
+    curves, lines = swept_curves(results, by_arm)
+    assert list(lines) == ["CLIP"]
+    assert {value: figure["mean"] for value, figure in curves["CyCLIP"].items()} == {0.01: 0.001, 0.1: 0.01, 1.0: 0.1}
+    axes = Figure().subplots()
+    plots.sweep(axes, curves, lines, "weight", "top-1")
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["CLIP", "CyCLIP"]

@@ -1,0 +1,149 @@
+"""The trainings of a comparison: checked before they begin, kept, and picked up."""
+
+import fcntl
+import json
+import sys
+
+import pytest
+
+from modeling_cyclip.commands.train import parse_arguments
+from modeling_cyclip.comparison.arguments import OBJECTIVES, ComparisonArguments
+from modeling_cyclip.comparison.runs import plan_runs, train_runs
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model_size: nano\ntrain_file: pairs.csv\nuse_cpu: true\n")
+    return {"recipe": str(recipe), "output_dir": str(tmp_path / "out"), "evaluations": {"test": {"dataset": "x"}}}
+
+
+@pytest.fixture
+def trainer_script(tmp_path, monkeypatch):
+    """In place of run_cyclip.py: writes what a training leaves behind, or fails where the file `fail` is."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, pathlib, sys\n"
+        "if pathlib.Path(sys.argv[0]).with_name('fail').exists(): sys.exit('error: no such image')\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])\n"
+        "log = {'before_init_mem_gpu': 1, 'init_mem_gpu_alloc_delta': 2, 'train_mem_gpu_alloc_delta': 4,"
+        "'train_mem_gpu_peaked_delta': 8}\n"
+        "(folder / 'trainer_state.json').write_text(json.dumps({'log_history': [log]}))\n"
+        "(folder / 'gpu').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))\n"
+        "with open(folder / 'calls', 'a') as file: file.write(' '.join(sys.argv[1:]) + '\\n')\n"
+    )
+    monkeypatch.setattr("modeling_cyclip.comparison.runs.SCRIPT", script)
+    return script
+
+
+def calls(runs):
+    return [len((run.folder / "calls").read_text().splitlines()) for run in runs]
+
+
+def test_plans_the_four_objectives_seed_by_seed(arguments):
+    runs = plan_runs(ComparisonArguments(**arguments, seeds=[3, 4]))
+    assert [(run.seed, run.arm) for run in runs] == [(seed, arm) for seed in (3, 4) for arm in OBJECTIVES]
+    assert len({run.folder for run in runs}) == 8
+
+
+def test_sweep_trains_an_arm_that_fixes_what_is_swept_once(arguments):
+    weights = ["inmodal_cyclic_weight", "crossmodal_cyclic_weight"]
+    arms = {"CLIP": dict.fromkeys(weights, 0.0), "CyCLIP": {}}
+    args = ComparisonArguments(
+        **arguments, seeds=[0], arms=arms, sweep_arguments=weights, sweep_values=["0.01", "0.1"]
+    )
+    assert [run.condition for run in plan_runs(args)] == ["CLIP", "CyCLIP at 0.01", "CyCLIP at 0.1"]
+
+
+def test_settings_of_mappings_and_without_a_value_reach_the_training(arguments):
+    overrides = {"gradient_cache_chunk_size": 4, "lr_scheduler_kwargs": {"num_cycles": 1}}
+    arms = {"CLIP": {"gradient_cache_chunk_size": None}}
+    (run,) = plan_runs(ComparisonArguments(**arguments, seeds=[0], arms=arms, overrides=overrides))
+    _, _, training_args = parse_arguments(list(run.argv))
+    assert training_args.gradient_cache_chunk_size is None
+    assert training_args.lr_scheduler_kwargs == {"num_cycles": 1}
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"arms": {"CLIP": {"no_such": 1}}}, "CLIP, seed 0: .*no_such"),
+        ({"arms": {"CLIP": {"inmodal_cyclic_weight": "much"}}}, "inmodal_cyclic_weight"),
+        ({"arms": {"CLIP": {"seed": 5}}}, "sets seed itself"),
+        ({"overrides": {"output_dir": "x"}}, "sets output_dir itself"),
+        ({"arms": {"CLIP": {}, "clip": {}}}, "differ in punctuation only"),
+        ({"overrides": {"use_cpu": None}}, "null does not undo use_cpu of the recipe"),
+        ({"recipe": "missing.yaml"}, "no recipe missing.yaml"),
+        ({"arms": {str(index): {} for index in range(8)}, "center": True}, "8 arms"),
+        ({"sweep_arguments": ["learning_rate"], "sweep_values": ["low"]}, "takes numbers: .*low"),
+        (
+            {"arms": {"A": {"seed_x": 1}}, "sweep_arguments": ["seed_x"], "sweep_values": ["1"]},
+            "nothing is swept",
+        ),
+    ],
+)
+def test_bad_arguments_are_one_error_before_any_training(arguments, changed, message):
+    with pytest.raises(ValueError, match=message):
+        plan_runs(ComparisonArguments(**{**arguments, "seeds": [0], **changed}))
+
+
+def test_trainings_that_ended_are_not_run_again(arguments, trainer_script, capsys):
+    args = ComparisonArguments(**arguments, seeds=[0])
+    runs = plan_runs(args)
+    train_runs(runs[:3], num_parallel=2)
+    train_runs(plan_runs(args))
+    assert calls(runs) == [1, 1, 1, 1]
+    assert "3 of 4 trainings are there already" in capsys.readouterr().out
+    assert all(run.cost()["seconds"] > 0 and run.cost()["peak_memory"] > 0 for run in runs)
+    assert runs[0].cost()["gpu_memory"] == 15
+
+
+def test_trainings_side_by_side_share_the_visible_gpus(arguments, trainer_script, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    runs = plan_runs(ComparisonArguments(**arguments, seeds=[0]))
+    train_runs(runs, num_parallel=2)
+    assert {(run.folder / "gpu").read_text() for run in runs} == {"4", "6"}
+
+
+@pytest.mark.parametrize("line", ["push_to_hub: true", "overfit_check: 8"])
+def test_a_recipe_that_publishes_or_saves_nothing_is_refused(arguments, tmp_path, line):
+    with (tmp_path / "recipe.yaml").open("a") as recipe:
+        recipe.write(f"{line}\n")
+    with pytest.raises(ValueError, match="neither push_to_hub nor overfit_check"):
+        plan_runs(ComparisonArguments(**arguments, seeds=[0]))
+
+
+def test_a_failed_training_says_why_and_is_run_again(arguments, trainer_script):
+    runs = plan_runs(ComparisonArguments(**arguments, seeds=[0]))
+    trainer_script.with_name("fail").touch()
+    with pytest.raises(ValueError, match=r"(?s)status 1: error: no such image.*log.txt"):
+        train_runs(runs)
+    trainer_script.with_name("fail").unlink()
+    train_runs(runs)
+    assert calls(runs) == [1, 1, 1, 1]
+    assert runs[0].cost()["seconds"] is None  # its time would be that of the last attempt alone
+
+
+def test_trainings_of_another_recipe_are_refused(arguments, trainer_script, tmp_path):
+    args = ComparisonArguments(**arguments, seeds=[0])
+    train_runs(plan_runs(args))
+    (tmp_path / "recipe.yaml").write_text("model_size: tiny\ntrain_file: pairs.csv\nuse_cpu: true\n")
+    with pytest.raises(ValueError, match="a training with other arguments"):
+        plan_runs(args)
+
+
+def test_a_training_that_outlived_its_comparison_is_not_started_twice(arguments, trainer_script):
+    run = plan_runs(ComparisonArguments(**arguments, seeds=[0]))[0]
+    run.folder.mkdir(parents=True)
+    with open(run.folder / "lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="is being trained already"):
+            train_runs([run])
+
+
+def test_a_launcher_starts_the_trainings(arguments, trainer_script):
+    run = plan_runs(ComparisonArguments(**arguments, seeds=[0]))[0]
+    train_runs([run], launcher=f"{sys.executable} -X dev")
+    assert "--resume_from_checkpoint" in (run.folder / "calls").read_text()
+    assert json.loads(run.record_path.read_text())["arguments"]["recipe"]["model_size"] == "nano"

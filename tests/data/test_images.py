@@ -1,0 +1,175 @@
+"""Images as they come in the wild."""
+
+import pickle
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor, SiglipImageProcessor
+
+from modeling_cyclip.data.data_collator import decoding_size, pixel_values
+from modeling_cyclip.data.images import BrokenImageError, load_image
+
+
+def encoded(image, format="PNG", **options):
+    buffer = BytesIO()
+    image.save(buffer, format, **options)
+    return {"bytes": buffer.getvalue(), "path": "picture"}
+
+
+def gradient(dtype=np.uint8, scale=1):
+    return (np.arange(64).reshape(8, 8).astype(dtype) * 4 * scale).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        encoded(Image.new("RGB", (8, 8), "red")),
+        encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"),
+        encoded(Image.new("RGB", (8, 8), "red").quantize(4)),
+        encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 255))),
+        encoded(
+            Image.new("RGB", (8, 8), "red"), "GIF", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")]
+        ),
+    ],
+    ids=["rgb", "cmyk", "palette", "rgba", "animated"],
+)
+def test_every_mode_becomes_rgb(image):
+    loaded = load_image(image)
+    assert loaded.mode == "RGB" and loaded.size == (8, 8)
+    red, green, blue = loaded.getpixel((4, 4))
+    assert red > 230 and green < 30 and blue < 30
+
+
+def test_sixteen_bit_values_are_scaled_not_clipped():
+    loaded = np.asarray(load_image(encoded(Image.fromarray(gradient(np.uint16, scale=256)))))
+    assert np.abs(loaded[:, :, 0].astype(int) - gradient()).max() <= 1
+
+
+def test_transparency_is_laid_over_white():
+    assert load_image(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    assert load_image(encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)).size == (4, 8)
+
+
+def test_paths_and_images_are_opened(tmp_path):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    for image in (str(path), path, {"bytes": None, "path": str(path)}, Image.open(path)):
+        assert load_image(image).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"this is no image", encoded(Image.effect_noise((64, 64), 50), "JPEG")["bytes"][:700]],
+    ids=["empty", "text", "truncated"],
+)
+def test_broken_images_are_named_with_the_reason(content):
+    with pytest.raises(BrokenImageError, match=r"cats/7\.jpg: .+"):
+        load_image({"bytes": content, "path": "cats/7.jpg"})
+
+
+def test_decompression_bombs_are_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
+    with pytest.raises(BrokenImageError, match="DecompressionBomb"):
+        load_image(encoded(Image.new("RGB", (8, 8))))
+
+
+def test_missing_files_are_broken_images(tmp_path):
+    with pytest.raises(BrokenImageError, match=r"gone\.png"):
+        load_image(tmp_path / "gone.png")
+
+
+def test_the_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(BrokenImageError("a.png", "empty")))
+    assert (error.name, error.reason) == ("a.png", "empty")
+
+
+def photo(size):
+    """Detail at every scale, as in a photograph."""
+    random = np.random.default_rng(0)
+    layers = [
+        Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        for side in (4, 16, 64, 256)
+    ]
+    mixed = sum(np.asarray(layer, dtype=float) / 2**step for step, layer in enumerate(layers))
+    return Image.fromarray((mixed / mixed.max() * 255).astype(np.uint8))
+
+
+def test_an_image_within_an_archive_is_read_by_its_place(tmp_path):
+    content = encoded(Image.new("RGB", (8, 8), "red"))["bytes"]
+    (tmp_path / "a.tar").write_bytes(b"before" + content + b"after")
+    place = {"path": str(tmp_path / "a.tar"), "member": "red.png", "offset": 6, "size": len(content)}
+    assert load_image(place).getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(BrokenImageError, match=r"a\.tar/red\.png: "):
+        load_image({**place, "offset": 0})
+
+
+@pytest.mark.parametrize(
+    "size, min_size, reduced",
+    [((640, 480), 240, (320, 240)), ((640, 480), 241, (640, 480)), ((640, 480), 60, (80, 60)), ((8, 8), 32, (8, 8))],
+)
+def test_a_jpeg_is_decoded_no_smaller_than_asked(size, min_size, reduced):
+    assert load_image(encoded(Image.new("RGB", size), "JPEG"), min_size).size == reduced
+    assert load_image(encoded(Image.new("RGB", size), "PNG"), min_size).size == size
+
+
+def test_a_truncated_jpeg_is_broken_at_a_reduced_size_too():
+    content = encoded(photo((256, 256)), "JPEG")["bytes"]
+    with pytest.raises(BrokenImageError, match="truncated"):
+        load_image({"bytes": content[: len(content) // 2], "path": "cut.jpg"}, 64)
+
+
+def test_reduced_decoding_turns_and_does_not_touch_images_of_others():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = encoded(Image.new("RGB", (64, 32)), "JPEG", exif=exif)
+    assert load_image(image, 16).size == (16, 32)
+    opened = Image.open(BytesIO(image["bytes"]))
+    assert load_image(opened, 16).size == (32, 64)
+
+
+def test_reduced_decoding_leaves_the_pixels_as_good_as_they_were():
+    processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64)
+    assert decoding_size(processor) == 128
+    image = encoded(photo((640, 512)), "JPEG", quality=90)
+    assert load_image(image, decoding_size(processor)).size == (160, 128)
+    full, reduced = (pixel_values(processor, [load_image(image, size)]) for size in (None, 128))
+    levels = (full - reduced).abs() * torch.tensor(processor.image_std)[:, None, None] * 255
+    assert levels.mean() < 1.5 and levels.max() < 16
+
+
+@pytest.mark.parametrize("size", [(640, 480), (97, 131), (64, 64), (40, 30), (65, 64)])
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_pixels_are_those_of_the_image_processor_to_one_level(size, resample):
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 56}, resample=resample
+    )
+    images = [photo(size), photo(size[::-1])]
+    expected = processor(images, return_tensors="pt")["pixel_values"]
+    levels = (
+        (pixel_values(processor, images) - expected).abs() * torch.tensor(processor.image_std)[:, None, None] * 255
+    )
+    assert levels.max() <= 1.01 and levels.mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=32),
+        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16, do_normalize=False),
+        SiglipImageProcessor(size={"height": 16, "width": 16}),
+    ],
+    ids=["padded", "not normalised", "another kind"],
+)
+def test_unusual_image_processors_are_called(processor):
+    images = [photo((40, 30))]
+    assert torch.equal(pixel_values(processor, images), processor(images, return_tensors="pt")["pixel_values"])

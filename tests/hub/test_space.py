@@ -1,0 +1,277 @@
+"""The page in which people try a model: what it answers, how it is published, and the page itself in a browser."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import SpaceCard
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+from model_cards.space.answers import agree, majority, most_similar, zero_shot
+from model_cards.space.image_folder import class_of, list_images, open_image
+from modeling_cyclip.evaluation.consistency import neighbour_votes
+from tests.conftest import COLOURS, coloured_image
+from tests.hub.test_round_trip import ABSENT
+
+
+# What it answers
+
+
+def test_zero_shot_gives_the_softmax_of_scaled_cosines():
+    image, labels = torch.tensor([1.0, 0.0]), torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])
+    assert zero_shot(image, labels, 10.0) == pytest.approx([0.11917, 0.88054, 0.00030], abs=1e-5)
+
+
+def test_most_similar_ranks_by_cosine_and_gives_no_more_than_there_are():
+    embeds = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8], [1.0, 0.0]])
+    query = torch.tensor([1.0, 0.0])
+    assert most_similar(query, embeds, 3) == [(1, 1.0), (3, 1.0), (2, pytest.approx(0.6))]
+    assert len(most_similar(query, embeds, 30)) == 4
+
+
+@pytest.mark.parametrize(
+    "classes, winner",
+    [
+        (["cat"], "cat"),
+        (["cat", "dog", "dog"], "dog"),
+        (["cat", "dog"], "cat"),
+        (["bird", "dog", "cat", "cat", "dog"], "cat"),
+    ],
+)
+def test_majority_leaves_out_the_farthest_where_several_lead(classes, winner):
+    assert majority(classes) == winner
+
+
+def test_answers_agree_whatever_the_case_and_cannot_be_compared_without_a_common_label():
+    labels = ["Polar bear", "dog"]
+    assert agree("Polar bear", "polar_bear", labels) is True
+    assert agree("dog", "polar bear", labels) is False
+    assert agree("dog", "cat", labels) is None
+
+
+def test_images_come_from_class_folders(tmp_path):
+    for path in ("polar_bear/old/1.JPG", "dog/2.png", "3.png", "dog/notes.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    found = [class_of(path, tmp_path) for path in list_images(tmp_path)]
+    assert found == ["dog", "polar bear"] and list_images(tmp_path / "absent") == []
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "3.png")
+    assert open_image(tmp_path / "3.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+# How it is published
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Three shades of four colours, a folder a colour, and a file that is no image."""
+    folder = tmp_path / "pictures"
+    for colour in COLOURS:
+        (folder / colour).mkdir(parents=True)
+        for level in range(3):
+            coloured_image(colour, level).save(folder / colour / f"{level}.png")
+    (folder / "red" / "broken.png").write_bytes(b"not an image")
+    return folder
+
+
+CODE = {"app.py", "answers.py", "checkpoint.py", "image_folder.py", "requirements.txt"}
+
+
+def test_space_is_published_beside_the_model(hub, publish, run_folder, images):
+    done = publish(run_folder, "tester/vit", "--with_space", "--space_images", images, "--dry_run")
+    assert done.returncode == 0 and hub.repos == {}, done.stderr
+    _, of_the_space = done.stdout.split("The Space tester/vit would be published with")
+    assert all(name in of_the_space for name in [*CODE, "README.md", "checkpoint.json", "images/red/0.png"])
+
+    done = publish(run_folder, "tester/vit", "--with_space", "--space_images", images, "--private")
+    assert done.returncode == 0, done.stderr
+    assert hub.repos["spaces/tester/vit"].is_private and "model.safetensors" in hub.files("tester/vit")
+    files = hub.files("spaces/tester/vit")
+    assert CODE < set(files) and files["images/red/0.png"] == (images / "red" / "0.png").read_bytes()
+    expected = {"name": "tester/vit", "revision": None, "trust_remote_code": False}
+    assert json.loads(files["checkpoint.json"]) == expected
+    data = SpaceCard(files["README.md"].decode()).data
+    assert (data.title, data.sdk, data.app_file, data.models) == ("Try vit", "gradio", "app.py", ["tester/vit"])
+    assert data.license == "mit"
+
+    done = publish(run_folder, "tester/vit", "--with_space")
+    assert done.returncode == 0 and len(hub.repos["spaces/tester/vit"].log) == 2, done.stderr
+
+
+def test_space_is_as_private_as_a_model_and_named_with_its_namespace(hub, publish, run_folder):
+    publish(run_folder, "vit", "--private")
+    done = publish(run_folder, "vit", "--with_space")
+    assert done.returncode == 0, done.stderr
+    assert hub.repos["spaces/tester/vit"].is_private
+    assert json.loads(hub.files("spaces/tester/vit")["checkpoint.json"])["name"] == "tester/vit"
+
+
+def test_updated_space_keeps_its_words_and_takes_new_images(hub, publish, run_folder, images):
+    publish(run_folder, "tester/vit", "--with_space", "--space_images", images)
+    card = SpaceCard(hub.files("spaces/tester/vit")["README.md"].decode())
+    card.data.title, card.data["emoji"], card.data.sdk_version = "Colours", "🎨", "5.0.0"
+    card.text += "\nWords that somebody added in the browser.\n"
+    hub.edit("spaces/tester/vit", "README.md", str(card).encode())
+    hub.edit("spaces/tester/vit", "notes.md", b"somebody's")
+    shutil.rmtree(images / "green")
+    assert publish(run_folder, "tester/vit", "--with_space", "--space_images", images).returncode == 0
+    files = hub.files("spaces/tester/vit")
+    updated = SpaceCard(files["README.md"].decode())
+    assert updated.text == card.text and updated.data.title == "Colours" and updated.data["emoji"] == "🎨"
+    assert updated.data.sdk_version != "5.0.0"
+    assert files["notes.md"] == b"somebody's" and "images/red/0.png" in files and "images/green/0.png" not in files
+
+    assert publish(run_folder, "tester/vit", "--with_space").returncode == 0
+    assert hub.files("spaces/tester/vit") == files
+
+
+def test_space_with_another_app_stays(hub, publish, run_folder):
+    hub.create_repo("tester", {"name": "vit", "type": "space", "sdk": "gradio"})
+    hub.edit("spaces/tester/vit", "app.py", b"print('mine')")
+    done = publish(run_folder, "tester/vit", "--with_space")
+    assert done.returncode != 0 and "holds another app" in done.stderr and "Traceback" not in done.stderr
+    assert hub.files("spaces/tester/vit")["app.py"] == b"print('mine')"
+
+
+def test_folder_without_images_is_refused_before_anything_is_published(hub, publish, run_folder, tmp_path):
+    done = publish(run_folder, "tester/vit", "--with_space", "--space_images", tmp_path / "absent")
+    assert done.returncode != 0 and "has no images in subfolders" in done.stderr and hub.repos == {}
+    done = publish(run_folder, "tester/vit", "--space_images", tmp_path)
+    assert done.returncode != 0 and "add --with_space" in done.stderr
+
+
+# The page in a browser
+
+BROWSER = shutil.which("chromium")
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture
+def playwright():
+    """Playwright's API; skips where it, chromium or Gradio is absent."""
+    pytest.importorskip("gradio")
+    api = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("no chromium")
+    api.expect.set_options(timeout=60_000)
+    return api
+
+
+@contextmanager
+def opened_page(playwright, hub, repo_id: str, workplace: Path) -> Iterator:
+    """The Space as the Hub would run it: its files, plain transformers, no package of ours. Yields playwright's page."""
+    for path, content in hub.files(f"spaces/{repo_id}").items():
+        (workplace / path).parent.mkdir(parents=True, exist_ok=True)
+        (workplace / path).write_bytes(content)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = hub.environment(workplace / "home") | {"GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    code = f"{ABSENT}\nimport runpy\nrunpy.run_path('app.py', run_name='__main__')"
+    command = [sys.executable, "-c", code]
+    log = subprocess.PIPE
+    app = subprocess.Popen(command, cwd=workplace, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+    try:
+        lines = []
+        for line in app.stdout:
+            lines.append(line)
+            if "Running on" in line:
+                break
+        else:
+            pytest.fail("".join(lines))
+        with playwright.sync_playwright() as driver:
+            # A profile of its own; HOME, since chromium writes there, too.
+            context = driver.chromium.launch_persistent_context(
+                workplace / "profile", executable_path=BROWSER, headless=True, args=SWITCHES,
+                env={**os.environ, "HOME": str(workplace)},
+            )  # fmt: skip
+            foreign = []
+            context.route(
+                lambda url: not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:")),
+                lambda route: (foreign.append(route.request.url), route.abort()),
+            )
+            page = context.pages[0]
+            page.goto(f"http://127.0.0.1:{port}/")
+            yield page
+            context.close()
+        assert foreign == []  # nothing is fetched from elsewhere
+    finally:
+        app.terminate()
+        app.wait()
+
+
+def test_page_answers_in_both_spaces_and_searches(playwright, hub, publish, run_folder, images, tmp_path):
+    assert publish(run_folder, "tester/vit", "--with_space", "--space_images", images).returncode == 0
+
+    # The answers, by plain transformers and evaluation.
+    model, processor = CLIPModel.from_pretrained(run_folder).eval(), CLIPProcessor.from_pretrained(run_folder)
+    files, names = sorted(images.glob("*/[0-9].png")), sorted(COLOURS)
+    texts = [*(f"a picture: {name}" for name in names), "yellow"]
+    inputs = processor(text=texts, images=[Image.open(path) for path in files], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    embeds, classes = outputs.image_embeds, torch.tensor([names.index(path.parent.name) for path in files])
+    votes = neighbour_votes(embeds, embeds, classes, [5])[5].tolist()
+    rankings = outputs.logits_per_image[:, :4].argsort(dim=1, descending=True).tolist()
+    nearest = [files[row] for row in (embeds @ embeds.T).topk(2, dim=1).indices[:, 1].tolist()]
+    found = [files[row] for row in (outputs.text_embeds[4] @ embeds.T).argsort(descending=True).tolist()]
+    # Images whose neighbours' class is not the text that is farthest, or nearest: beside that, the answers do, or do not, agree.
+    agreeing = next(row for row in range(len(files)) if votes[row] != rankings[row][-1])
+    disagreeing = next(row for row in range(len(files)) if votes[row] != rankings[row][0])
+    cases = [
+        (agreeing, rankings[agreeing][-1], "They agree: both spaces say {voted}."),
+        (disagreeing, rankings[disagreeing][0], "They disagree: text space says {other}, image space {voted}."),
+    ]
+
+    with opened_page(playwright, hub, "tester/vit", tmp_path / "space") as page:
+        expect = playwright.expect
+        answer, captions = page.locator(".verdict"), page.locator(".caption-label:visible")
+        expect(page.get_by_label("Labels")).to_have_value("blue, green, red, yellow")
+        expect(page.get_by_text("Could not be opened: red/broken.png").first).to_be_visible()
+        page.get_by_label("Sentence").fill("a picture: {}")
+        for row, other, words in cases:
+            page.get_by_label("Labels").fill(f"{names[votes[row]]}, {names[other]}")
+            page.get_by_test_id("file-upload").set_input_files(files[row])
+            expect(captions.first).to_have_text(f"{files[row].parent.name} · 1.000")
+            expect(captions).to_have_count(5)
+            expect(captions.nth(1)).to_contain_text(nearest[row].parent.name)
+            expect(answer).to_have_text(words.format(voted=names[votes[row]], other=names[other]))
+
+        page.get_by_label("Labels").fill("one, two")
+        page.get_by_role("button", name="Classify").click()
+        expect(answer).to_contain_text("They cannot be compared")
+        page.get_by_label("Labels").fill("one")
+        page.get_by_role("button", name="Classify").click()
+        expect(answer).to_contain_text("Type at least two labels")
+
+        page.get_by_role("tab", name="Search images by text").click()
+        page.get_by_placeholder("a photo of a dog in the snow").fill("yellow")
+        page.get_by_role("button", name="Search").click()
+        ranks = [re.compile(rf"^{rank}\. {path.parent.name} ·") for rank, path in enumerate(found, start=1)]
+        expect(captions).to_have_text(ranks)
+
+
+def test_page_of_a_resnet_without_images_shows_the_zero_shot_answer_alone(
+    playwright, hub, publish, resnet_folder, tmp_path
+):
+    assert publish(resnet_folder, "tester/resnet", "--with_space").returncode == 0
+    assert json.loads(hub.files("spaces/tester/resnet")["checkpoint.json"])["trust_remote_code"] is True
+    coloured_image("red", size=32).save(tmp_path / "red.png")
+    with opened_page(playwright, hub, "tester/resnet", tmp_path / "space") as page:
+        expect = playwright.expect
+        expect(page.get_by_text("There are no images to compare with").first).to_be_visible()
+        page.get_by_label("Labels").fill("red, <b>green</b>")
+        page.get_by_test_id("file-upload").set_input_files(tmp_path / "red.png")
+        expect(page.locator(".verdict")).to_contain_text("Text space says")
+        expect(page.get_by_text("Votes")).to_have_count(0)

@@ -1,0 +1,115 @@
+"""Models from named sizes, configurations and checkpoints, with processors that fit."""
+
+import pytest
+import torch
+from transformers import BertConfig, CLIPConfig, CLIPModel
+
+from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel
+from modeling_cyclip.build_model import MODEL_SIZES, ModelArguments, build_model_and_processor
+
+
+CAPTIONS = ["a red square", "a blue circle on white"] * 3
+
+
+def build(**arguments):
+    return build_model_and_processor(ModelArguments(**{"vocab_size": 560, **arguments}), CAPTIONS)
+
+
+def test_named_size_with_a_tokenizer_of_the_captions():
+    model, processor = build(model_size="nano", image_size=32, patch_size=4, inmodal_cyclic_weight=0.1)
+    text_config = model.config.text_config
+    assert isinstance(model, CyCLIPModel)
+    assert (model.config.inmodal_cyclic_weight, model.config.crossmodal_cyclic_weight) == (0.1, 0.25)
+    assert text_config.vocab_size == len(processor.tokenizer)
+    assert text_config.eos_token_id == processor.tokenizer.eos_token_id != 2
+    assert processor.image_processor.crop_size["height"] == model.config.vision_config.image_size == 32
+    assert processor.tokenizer.model_max_length == text_config.max_position_embeddings == 77
+
+
+def test_every_named_size_is_a_valid_configuration():
+    for size in MODEL_SIZES.values():
+        CLIPConfig(**size)
+
+
+def test_base_32_is_openais_vit():
+    config = CLIPConfig(**MODEL_SIZES["base-32"])
+    assert config.vision_config.to_diff_dict() == CLIPConfig().vision_config.to_diff_dict()
+    assert config.text_config.to_diff_dict() == CLIPConfig().text_config.to_diff_dict()
+
+
+def test_checkpoint_keeps_its_weights_and_takes_new_cyclic_ones(model, processor, tmp_path):
+    CLIPModel(CLIPConfig(**model.config.to_dict())).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    reopened, reopened_processor = build(model_name_or_path=str(tmp_path), crossmodal_cyclic_weight=0.0)
+    assert reopened.config.crossmodal_cyclic_weight == 0 and reopened.config.inmodal_cyclic_weight == 0.25
+    assert reopened_processor.tokenizer("red")["input_ids"] == processor.tokenizer("red")["input_ids"]
+
+
+def test_configuration_from_a_file_is_trained_from_scratch(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    model, processor = build(config_name=str(tmp_path / "config.json"))
+    assert model.config.vision_config.hidden_size == 16
+    assert model.config.text_config.eos_token_id == processor.tokenizer.eos_token_id
+    assert torch.isfinite(model.visual_projection.weight).all()
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="there are nano"):
+        build(model_size="huge")
+    with pytest.raises(ValueError, match="patches of 5"):
+        build(model_size="nano", patch_size=5)
+
+
+def test_rn50_is_the_papers_tower():
+    model, processor = build(model_size="rn50", image_size=32, inmodal_cyclic_weight=0.1)
+    assert isinstance(model, CyCLIPResNetModel)
+    assert model.config.vision_config.depths == (3, 4, 6, 3) and model.config.projection_dim == 1024
+    assert (model.config.inmodal_cyclic_weight, model.config.crossmodal_cyclic_weight) == (0.1, 0.25)
+    assert processor.image_processor.crop_size["height"] == 32
+    with pytest.raises(ValueError, match="no patches"):
+        build(model_size="rn50", patch_size=8)
+
+
+def test_resnet_configuration_from_a_file(tmp_path):
+    vision_config = {"depths": [1, 1, 1, 1], "embedding_size": 8, "num_attention_heads": 4, "image_size": 32}
+    text_config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CyCLIPResNetConfig(vision_config=vision_config, text_config=text_config).save_pretrained(tmp_path)
+    model, _ = build(config_name=str(tmp_path), crossmodal_cyclic_weight=0.0)
+    assert isinstance(model, CyCLIPResNetModel)
+    assert model.config.vision_config.embedding_size == 8 and model.config.crossmodal_cyclic_weight == 0
+
+
+@pytest.mark.parametrize("model_size", ["nano", "rn50"])
+def test_both_towers_attend_as_they_are_told(model_size):
+    model, _ = build(model_size=model_size, image_size=32, attn_implementation="eager")
+    for tower in (model.vision_model, model.text_model):
+        assert tower.config._attn_implementation == "eager"
+    assert "attn_implementation" not in str(model.config.to_dict())
+    with pytest.raises(ValueError, match="fast"):
+        build(model_size=model_size, image_size=32, attn_implementation="fast")
+
+
+@pytest.mark.parametrize("tower, projection", [("vision", "visual"), ("text", "text")])
+def test_frozen_towers_have_no_gradient_and_stay_in_evaluation_mode(config, tmp_path, tower, projection):
+    config.save_pretrained(tmp_path)
+    model, _ = build(config_name=str(tmp_path), **{f"freeze_{tower}": True})
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    expected = (f"{tower}_model.", f"{projection}_projection.")
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(expected)} != set()
+    model.train()
+    inputs = {"input_ids": torch.tensor([[1, 2], [3, 4]]), "pixel_values": torch.randn(2, 3, 16, 16)}
+    model(**inputs, return_loss=True).loss.backward()
+    assert [getattr(model, f"{name}_model").training for name in ("vision", "text")] == [
+        tower != "vision",
+        tower != "text",
+    ]
+
+
+def test_what_is_no_clip_is_refused(tmp_path):
+    BertConfig(num_hidden_layers=1).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="a model of type bert, not of a CLIP"):
+        build(config_name=str(tmp_path / "bert"))
+    with pytest.raises(ValueError, match="nowhere cannot be opened"):
+        build(config_name=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="nowhere, which is no folder here, cannot be opened as a CLIP checkpoint"):
+        build(model_name_or_path=str(tmp_path / "nowhere"))
