@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .intervals import Measure
-from .ranking import nearest, similarity_chunks
+from .ranking import majority_votes, nearest, similarity_chunks
 from .zero_shot import predict
 
 
@@ -76,22 +75,6 @@ def neighbour_votes(
     votes = {k: reference_labels.new_empty(len(image_embeds)) for k in ks}
     for rows, similarities in similarity_chunks(image_embeds, reference_embeds):
         labels = reference_labels[nearest(similarities, max(ks))]
-        for k, winners in _running_votes(labels, ks).items():
+        for k, winners in majority_votes(labels, ks).items():
             votes[k][rows] = winners
-    return votes
-
-
-def _running_votes(labels: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
-    """Votes among the first k columns of neighbours' labels, nearest first."""
-    # How often the label in each column has occurred up to there. A label reaches each count in exactly one column, so
-    # among the first k columns the labels that lead are as many as the columns with the highest count.
-    same = labels[:, :, None] == labels[:, None, :]
-    counts = same.tril().sum(dim=2)
-    winners, votes = labels[:, 0], {}
-    for k in range(1, max(ks) + 1):
-        highest, column = counts[:, :k].max(dim=1)
-        one_leads = (counts[:, :k] == highest[:, None]).sum(dim=1) == 1
-        winners = torch.where(one_leads, labels.gather(1, column[:, None])[:, 0], winners)
-        if k in ks:
-            votes[k] = winners
     return votes

@@ -1,6 +1,6 @@
-"""Ranks and nearest rows by similarity, in chunks, with ties settled by the lower index."""
+"""Ranks, nearest rows and their votes, in chunks, with ties settled by the lower index. It needs torch alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -57,3 +57,30 @@ def nearest(similarities: Tensor, k: int) -> Tensor:
     for row in tied.nonzero()[:, 0].tolist():
         indices[row] = similarities[row].argsort(descending=True, stable=True)[:k]
     return indices
+
+
+def majority_votes(labels: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
+    r"""
+    The label that most of the first k neighbours have. Where several lead, k is lowered until one does.
+
+    Args:
+        labels (`torch.Tensor` of shape `(num_queries, max(ks))`):
+            Labels of each query's neighbours, nearest first.
+        ks (`Sequence[int]`):
+            Numbers of neighbours that vote.
+
+    Returns:
+        `dict[int, torch.Tensor]`: for each k the labels, of shape `(num_queries,)`.
+    """
+    # How often the label in each column has occurred up to there. A label reaches each count in exactly one column, so
+    # among the first k columns the labels that lead are as many as the columns with the highest count.
+    same = labels[:, :, None] == labels[:, None, :]
+    counts = same.tril().sum(dim=2)
+    winners, votes = labels[:, 0], {}
+    for k in range(1, max(ks) + 1):
+        highest, column = counts[:, :k].max(dim=1)
+        one_leads = (counts[:, :k] == highest[:, None]).sum(dim=1) == 1
+        winners = torch.where(one_leads, labels.gather(1, column[:, None])[:, 0], winners)
+        if k in ks:
+            votes[k] = winners
+    return votes
