@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from modeling_cyclip.comparison import plots
-from modeling_cyclip.comparison.figures import swept_curves
+from modeling_cyclip.comparison.report import swept_curves
 from modeling_cyclip.evaluation.plots import save
 
 

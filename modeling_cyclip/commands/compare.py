@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 from ..arguments import parse_with_config
-from ..comparison.arguments import ComparisonArguments
-from ..comparison.comparison import compare
-from ..comparison.measure import load_evaluations, measure
-from ..comparison.pictures import draw_pictures
+from ..comparison.measure import compare, load_evaluations, measure
+from ..comparison.plots import draw_pictures
 from ..comparison.report import write_report
-from ..comparison.runs import plan_runs, train_runs
+from ..comparison.runs import ComparisonArguments, plan_runs, train_runs
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,28 +1,35 @@
 """Measures the trained checkpoints of a comparison by the protocols of evaluation/, and keeps the score of every test item."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.stats import t
 from transformers import HfArgumentParser
 
 from ..evaluation.arguments import DataArguments, EvaluationArguments
+from ..evaluation.centring import CENTRED
 from ..evaluation.encoder import images_fingerprint
 from ..evaluation.evaluation_set import EvaluationSet
 from ..evaluation.intervals import Measure
 from ..evaluation.steps import EvaluationData, embed_all, load_data, run_protocols
 from ..evaluation.suite import EmbeddedSets, Figures, Protocol, choose_protocols
-from .arguments import ComparisonArguments
-from .runs import Run, slug
+from .runs import ComparisonArguments, Run, slug
 
 
 # Given by the comparison itself, or of no effect in it.
 RESERVED = ("model_name_or_path", "output_dir", "compare_to", "center", "plots")
+
+# A share of repeated captions below this is not worth a word.
+MENTIONED_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -151,3 +158,187 @@ def _read(path: Path, arguments: str) -> dict[str, Figures] | None:
             task: {name: figure(task, name, number) for name, number in figures.items()}
             for task, figures in json.loads(metadata["figures"]).items()
         }
+
+
+@dataclass(frozen=True)
+class Difference:
+    r"""
+    A figure of an arm minus the baseline's, the mean over seeds.
+
+    Args:
+        value (`float`):
+            The difference.
+        items (`tuple(float, float)`, *optional*):
+            95 % bootstrap interval under resampling of the test items: paired, both arms on the same items. It holds for
+            these trained models. `None` for figures that are no mean over items.
+        seeds (`tuple(float, float)`, *optional*):
+            95 % interval of the difference of trainings with other seeds, by Student's t. `None` with a single seed.
+    """
+
+    value: float
+    items: tuple[float, float] | None
+    seeds: tuple[float, float] | None
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of it, in words."""
+        direction = "higher" if self.value > 0 else "lower"
+        if self.items is not None and self.items[0] <= 0 <= self.items[1]:
+            return "no difference shown: the interval over test items includes zero"
+        if self.seeds is None:
+            return f"{direction} with this one seed, which says nothing of the next"
+        if self.seeds[0] <= 0 <= self.seeds[1]:
+            return f"{direction} for these models, but no difference shown: the interval over seeds includes zero"
+        return direction
+
+
+def number(figure: Measure | float) -> float:
+    return figure.value if isinstance(figure, Measure) else figure
+
+
+def mean_and_std(figures: Sequence[Measure | float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (of a sample) over seeds; no deviation of a single one."""
+    numbers = [number(figure) for figure in figures]
+    return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+
+
+def difference(figures: Sequence[Measure | float], baseline: Sequence[Measure | float], seed: int = 0) -> Difference:
+    r"""
+    Args:
+        figures (`Sequence[Measure]` or `Sequence[float]`):
+            A figure of one arm, by seed.
+        baseline (`Sequence[Measure]` or `Sequence[float]`):
+            The same of the baseline, with the same seeds.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the resampling.
+
+    Returns:
+        [`Difference`]
+    """
+    items = None
+    if isinstance(figures[0], Measure):
+        by_seed = [figure.minus(other) for figure, other in zip(figures, baseline, strict=True)]
+        scores = torch.stack([measure.scores for measure in by_seed]).mean(dim=0)
+        items = Measure(scores, by_seed[0].classes).interval(seed=seed)
+    differences = [number(figure) - number(other) for figure, other in zip(figures, baseline, strict=True)]
+    mean, std = mean_and_std(differences)
+    seeds = None
+    if std is not None:
+        half = float(t.ppf(0.975, len(differences) - 1)) * std / math.sqrt(len(differences))
+        seeds = (mean - half, mean + half)
+    return Difference(mean, items, seeds)
+
+
+def without_means(results: dict[str, dict]) -> dict[str, dict]:
+    """Of results with and without the modalities' means, those without, under the protocols' own names."""
+    return {task.removesuffix(CENTRED): figures for task, figures in results.items() if task.endswith(CENTRED)}
+
+
+def with_means(results: dict[str, dict]) -> dict[str, dict]:
+    """Of results with and without the modalities' means, those with."""
+    return {task: figures for task, figures in results.items() if not task.endswith(CENTRED)}
+
+
+def compare(
+    args: ComparisonArguments,
+    runs: list[Run],
+    evaluations: list[Evaluation],
+    measured: dict[Run, dict[str, dict[str, Figures]]],
+    command: str,
+) -> dict:
+    r"""
+    Args:
+        args ([`ComparisonArguments`]):
+            What was asked for.
+        runs (`list[Run]`):
+            The trainings.
+        evaluations (`list[Evaluation]`):
+            The measurements.
+        measured (`dict`):
+            Figures by training, evaluation, protocol and name.
+        command (`str`):
+            What was run.
+
+    Returns:
+        `dict`: how it was done, what it cost, and in `results`, by evaluation, protocol, name of the figure and arm, the
+        `seeds`, their `mean` and `std`, the number of test `items` where the figure is a mean over them, and the
+        `difference` to the baseline. In a sweep the baseline is that with the same value, where it has one.
+    """
+    entries: dict = {}
+    shifted = {shift.name: short_name(shift) for evaluation in evaluations for shift in evaluation.data.shifts}
+
+    def add(condition: str, evaluation: str, figures_by_task: dict[str, Figures]) -> None:
+        for task, figures in figures_by_task.items():
+            for name, figure in figures.items():
+                for shift, short in shifted.items():
+                    name = name.replace(shift, short)
+                by_arm = entries.setdefault(evaluation, {}).setdefault(task, {}).setdefault(name, {})
+                by_arm.setdefault(condition, []).append(figure)
+
+    conditions = {run.condition for run in runs}
+    baselines, cost = {}, {}
+    for run in runs:
+        if run.arm != args.baseline:
+            same_value = f"{args.baseline} at {run.value}"
+            baselines[run.condition] = same_value if same_value in conditions else args.baseline
+        cost.setdefault(run.condition, []).append(run.cost())
+        for evaluation, figures_by_task in measured[run].items():
+            add(run.condition, evaluation, with_means(figures_by_task))
+    if args.center:
+        for run in (run for run in runs if run.arm == args.baseline):
+            condition = f"{run.condition}, means removed"
+            baselines[condition] = run.condition
+            for evaluation, figures_by_task in measured[run].items():
+                add(condition, evaluation, without_means(figures_by_task))
+
+    results = {
+        evaluation: {
+            task: {name: _by_arm(by_arm, baselines) for name, by_arm in by_name.items()}
+            for task, by_name in by_task.items()
+        }
+        for evaluation, by_task in entries.items()
+    }
+    record = json.loads((runs[0].folder / "run.json").read_text())
+    return {
+        "command": command,
+        "recipe": args.recipe,
+        "overrides": args.overrides,
+        "arms": args.arms,
+        "seeds": args.seeds,
+        "swept": dict.fromkeys(args.sweep_arguments, args.sweep_values),
+        "evaluations": {evaluation.name: evaluation.arguments for evaluation in evaluations},
+        **{name: record[name] for name in ("training_pairs", "hardware", "environment", "commit")},
+        "notes": _notes(runs[0]),
+        "cost": cost,
+        "results": results,
+    }
+
+
+def _by_arm(figures: dict[str, list[Measure | float]], baselines: dict[str, str]) -> dict[str, dict]:
+    """One figure of every arm: all seeds, their mean and deviation, and the difference to the baseline."""
+    by_arm = {}
+    for arm, by_seed in figures.items():
+        mean, std = mean_and_std(by_seed)
+        by_arm[arm] = {"seeds": [number(figure) for figure in by_seed], "mean": mean, "std": std}
+        if isinstance(by_seed[0], Measure):
+            by_arm[arm]["items"] = len(by_seed[0])
+        if (baseline := baselines.get(arm)) in figures:
+            differs = difference(by_seed, figures[baseline])
+            by_arm[arm]["difference"] = {
+                "to": baseline,
+                "value": differs.value,
+                "items_interval": differs.items,
+                "seeds_interval": differs.seeds,
+                "verdict": differs.verdict,
+            }
+    return by_arm
+
+
+def _notes(run: Run) -> list[str]:
+    shares = [entry["repeated_captions"] for entry in run.log_history() if "repeated_captions" in entry]
+    if not shares or (share := sum(shares) / len(shares)) < MENTIONED_SHARE:
+        return []
+    return [
+        f"{100 * share:.0f} % of the captions of a training batch repeat another one of it. Each counts as a negative of "
+        "its equals, which no objective can tell apart: no ground for a claim about objectives on natural captions."
+    ]

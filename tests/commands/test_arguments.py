@@ -6,7 +6,7 @@ from modeling_cyclip.arguments import parse_with_config
 from modeling_cyclip.build_model import ModelArguments
 from modeling_cyclip.commands.train import parse_arguments
 from modeling_cyclip.commands.train_checks import check_evaluation
-from modeling_cyclip.comparison.arguments import ComparisonArguments
+from modeling_cyclip.comparison.runs import ComparisonArguments
 from modeling_cyclip.data.captions import DataArguments
 
 

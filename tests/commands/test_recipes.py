@@ -10,8 +10,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from modeling_cyclip.arguments import parse_with_config
 from modeling_cyclip.build_model import MODEL_SIZES, RESNET_SIZE
 from modeling_cyclip.commands.train import parse_arguments
-from modeling_cyclip.comparison.arguments import ComparisonArguments
-from modeling_cyclip.comparison.runs import plan_runs
+from modeling_cyclip.comparison.runs import ComparisonArguments, plan_runs
 
 
 TRAINING = Path(__file__).parents[2] / "training"

@@ -3,9 +3,8 @@
 import datasets
 import pytest
 
-from modeling_cyclip.comparison.arguments import ComparisonArguments
 from modeling_cyclip.comparison.measure import load_evaluations, measure
-from modeling_cyclip.comparison.runs import Run
+from modeling_cyclip.comparison.runs import ComparisonArguments, Run
 from tests.conftest import coloured_image
 
 
@@ -27,7 +26,7 @@ def test_shifted_sets_of_one_name_are_refused(tmp_path, monkeypatch):
     [
         ("emoji", "must map arguments"),
         ({"dataset": "x", "compare_to": "y"}, "takes no compare_to .* leave it out of test"),
-        ({"dataset": "x", "templates": "missing.txt"}, "evaluation test: --templates missing.txt cannot be read"),
+        ({"dataset": "x", "templates": "missing.txt"}, "evaluation test: There is no file of templates missing.txt"),
     ],
 )
 def test_bad_evaluations_are_one_error(evaluation, message):

@@ -4,8 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from modeling_cyclip.comparison import plots
-from modeling_cyclip.comparison.figures import main_figures, swept_curves
-from modeling_cyclip.comparison.report import answer_table
+from modeling_cyclip.comparison.report import answer_table, main_figures, swept_curves
 
 
 def entry(*seeds: float, difference: dict | None = None) -> dict:

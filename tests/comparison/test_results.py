@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modeling_cyclip.comparison.results import difference, mean_and_std, with_means, without_means
+from modeling_cyclip.comparison.measure import difference, mean_and_std, with_means, without_means
 from modeling_cyclip.evaluation.intervals import Measure
 
 

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from modeling_cyclip.commands.train import parse_arguments
-from modeling_cyclip.comparison.arguments import OBJECTIVES, ComparisonArguments
-from modeling_cyclip.comparison.runs import plan_runs, train_runs
+from modeling_cyclip.comparison.runs import OBJECTIVES, ComparisonArguments, plan_runs, train_runs
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def trainer_script(tmp_path, monkeypatch):
         "(folder / 'gpu').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))\n"
         "with open(folder / 'calls', 'a') as file: file.write(' '.join(sys.argv[1:]) + '\\n')\n"
     )
-    monkeypatch.setattr("modeling_cyclip.comparison.runs.SCRIPT", script)
+    monkeypatch.setattr("modeling_cyclip.comparison.runs.PROGRAM", (str(script),))
     return script
 
 
