@@ -5,7 +5,7 @@ import difflib
 import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 import yaml
@@ -14,17 +14,39 @@ from transformers import HfArgumentParser
 from .package_files import find_file
 
 
+# Arguments of transformers that every training is asked for.
+ALWAYS_EXPLAINED = {
+    "output_dir", "num_train_epochs", "max_steps", "warmup_steps", "bf16", "fp16", "seed", "use_cpu", "report_to",
+    "dataloader_num_workers", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
+    "resume_from_checkpoint", "push_to_hub", "hub_model_id",
+}  # fmt: skip
+
+
 def parse_with_config(
     dataclass_types: tuple[type, ...], argv: list[str] | None, description: str, recipes: str = "training/recipes"
 ) -> tuple:
-    """
-    The arguments of the command line, over those of `--config`, over the defaults, in dataclasses. `--config` takes a YAML
-    file, or the name of one in `recipes`.
+    r"""
+    The arguments of the command line, over those of a recipe, over the defaults.
+
+    Args:
+        dataclass_types (`tuple[type]`):
+            The dataclasses whose fields are the arguments. Of what a dataclass inherits, `--help` lists the names alone.
+        argv (`list[str]`, *optional*):
+            The command line. Default: that of the process.
+        description (`str`):
+            What the program does, for `--help`.
+        recipes (`str`, *optional*, defaults to `"training/recipes"`):
+            Where the recipes lie that `--config` takes by name.
+
+    Returns:
+        `tuple`: an instance of each dataclass. A mistake ends the process with one line that says it.
     """
     argv = sys.argv[1:] if argv is None else argv
     # The usage of all arguments would push what an error says off the screen.
-    usage = "%(prog)s [--config FILE.yaml] [--ARGUMENT VALUE ...]    (all arguments: --help)"
-    parser = HfArgumentParser(dataclass_types, allow_abbrev=False, description=description, usage=usage)
+    usage = "%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...]    (all arguments: --help)"
+    parser = HfArgumentParser(
+        dataclass_types, allow_abbrev=False, description=description, usage=usage, formatter_class=_HelpFormatter
+    )
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":
             action.nargs, action.const = "?", True
@@ -32,18 +54,17 @@ def parse_with_config(
             action.help = "Go on from the last complete checkpoint of --output_dir, or from the one given."
         if action.type is dict:
             action.type = json.loads
+        if action.option_strings[0].startswith("--no_") and action.const is False:
+            action.help = argparse.SUPPRESS  # the other spelling of `--NAME false`
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for adding in (parser, config_parser):
         adding.add_argument(
-            "--config", help="YAML file of arguments, or the name of a shipped one; the command line overrides it."
+            "--config", help="YAML file of arguments, or the name of a shipped recipe. The command line overrides it."
         )
+    _shorten_help(parser, dataclass_types, argv)
     config = config_parser.parse_known_args(argv)[0].config
     if config is not None:
-        try:
-            path = find_file(config, recipes, ".yaml", "recipe")
-        except ValueError as error:
-            parser.error(f"--config: {error}")
-        parser.set_defaults(**_read_config(parser, path))
+        parser.set_defaults(**_read_config(parser, config, recipes))
         # What the file gives needs no place on the command line.
         for action in parser._actions:
             action.required = action.required and action.default is None
@@ -59,16 +80,54 @@ def parse_with_config(
     return tuple(arguments)
 
 
+def _shorten_help(parser: argparse.ArgumentParser, dataclass_types: tuple[type, ...], argv: list[str]) -> None:
+    """Leaves the explanation of inherited arguments, more than a hundred of TrainingArguments, to `--help_all`."""
+    inherited = {field.name for kind in dataclass_types for field in fields(kind)}
+    inherited -= {name for kind in dataclass_types for name in kind.__annotations__} | ALWAYS_EXPLAINED
+    if not inherited:
+        return
+    parser.add_argument("--help_all", action="help", help="Explain the arguments of TrainingArguments, too.")
+    if "--help_all" in argv:
+        return
+    for action in parser._actions:
+        if action.dest in inherited:
+            action.help = argparse.SUPPRESS
+    parser.epilog = (
+        "The other arguments of transformers' TrainingArguments are taken as well (--help_all explains them): "
+        f"{', '.join(sorted(inherited))}."
+    )
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each argument, what kind of value it takes, and no default that is nothing."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=40)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.dest == "help":
+            return ", ".join(action.option_strings)
+        kind = {int: "INT", float: "FLOAT", json.loads: "JSON"}.get(action.type, "TEXT")
+        if action.nargs == "?":
+            kind = "BOOL" if action.const is True and action.dest != "resume_from_checkpoint" else "PATH"
+        return f"{action.option_strings[0]} {self._format_args(action, kind)}".rstrip()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        is_said = "default:" in action.help or action.default in (None, False, argparse.SUPPRESS, [], {})
+        return action.help if is_said else super()._get_help_string(action)
+
+
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict:
+def _read_config(parser: argparse.ArgumentParser, name: str, recipes: str) -> dict:
     try:
+        path = find_file(name, recipes, ".yaml", "recipe")
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        parser.error(f"--config {path} cannot be read: {error}")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"--config {name} cannot be read: {error}")
     if not isinstance(values, dict):
         parser.error(f"--config {path} must hold `argument: value` lines.")
     takes_list = {action.dest: action.nargs in ("+", "*") for action in parser._actions}
