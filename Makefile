@@ -1,12 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint format
+.PHONY: quickstart test test-slow lint format
 
 # Draws pictures, trains CLIP and CyCLIP, classifies one picture with plain transformers, and compares both on held-out pairs.
 quickstart: .venv/installed
-	$(BIN)/python training/shapes.py outputs/quickstart/data
-	$(BIN)/python training/run_comparison.py --config training/recipes/comparisons/quickstart.yaml
+	$(BIN)/python -m modeling_cyclip.data.shapes outputs/quickstart/data
+	$(BIN)/cyclip compare --config quickstart
 	$(BIN)/python -I -c 'from transformers import pipeline; \
 	    print(pipeline("zero-shot-image-classification", model="outputs/quickstart/comparison/runs/cyclip-seed0")( \
 	    "outputs/quickstart/data/example.png", candidate_labels=["blue circle", "red triangle", "green arrow"]))'
@@ -14,6 +14,10 @@ quickstart: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+# What takes minutes: the wheel in a fresh environment.
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -24,7 +28,7 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 # torch goes first: pinned, it takes a CPU build where one is at hand.
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt bin/cyclip
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cyclip needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch

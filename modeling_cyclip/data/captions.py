@@ -68,7 +68,10 @@ class DataArguments:
     )
     inmodal_contrastive: bool = field(
         default=False,
-        metadata={"help": "Add contrastive terms of images, and of captions, with augmented views of them."},
+        metadata={
+            "help": "Add contrastive terms of images, and of captions, with augmented views of them, as the "
+            "official code can. No result of it has been measured."
+        },
     )
     synonyms: str | None = field(
         default=None,

@@ -1,6 +1,6 @@
 """Draws the quickstart's data: captioned pictures of shapes, with some shape-colour pairs kept for the test.
 
-    python training/shapes.py outputs/quickstart/data
+    python -m modeling_cyclip.data.shapes outputs/quickstart/data
 
 The training pictures never show a held-out pair, such as a purple star, but show purple and show stars: naming such a
 picture takes putting the two together.
@@ -118,6 +118,6 @@ def write_shapes(folder: Path, num_train: int = 6000, num_test: int = 1200) -> N
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python training/shapes.py FOLDER")
+        sys.exit("usage: python -m modeling_cyclip.data.shapes FOLDER")
     write_shapes(Path(sys.argv[1]))
     print(f"Wrote {sys.argv[1]}: 6,000 training pictures, 1,200 test pictures of {len(HELD_OUT)} held-out pairs.")

@@ -1,5 +1,6 @@
 """Every recipe is a valid command line, every accelerate file a valid launch."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,3 +67,8 @@ def test_launch_lines_name_files_that_exist():
     named = {word for text in texts for word in text.split() if word.startswith(("training/", "evaluation/"))}
     assert named
     assert [word for word in named if not (TRAINING.parent / word).is_file()] == []
+    for command, files in (("train", RECIPES), ("compare", COMPARISONS)):
+        recipes = {name for text in texts for name in re.findall(rf"cyclip {command} .*?--config (\w+)", text)}
+        assert recipes and recipes - {"RECIPE"} <= set(files)
+    launches = {name for text in texts for name in re.findall(r"--accelerate_config (\w+)", text)}
+    assert launches == set(LAUNCHES)

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModel, CLIPModel
 
-from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel, CyCLIPTrainingArguments, arguments
+from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel, CyCLIPTrainingArguments, build_model
 from modeling_cyclip.build_model import ModelArguments, build_model_and_processor
 from modeling_cyclip.evaluation.encoder import load_checkpoint
 from modeling_cyclip.lora import LoraTrainer
@@ -152,7 +152,7 @@ def test_the_best_adapters_are_loaded_at_the_end(make_trainer, processor):
 
 
 def test_what_trains_is_logged(make_trainer, caplog):
-    with caplog.at_level(logging.INFO, "training"):
+    with caplog.at_level(logging.INFO, "modeling_cyclip"):
         make_trainer({"lora_towers": ["text"]})
     # Two layers, four projections of 16 to 16, rank 2.
     assert "LoRA of rank 2: 512 of " in caplog.text and "beside 8 attention projections (text tower)" in caplog.text
@@ -174,8 +174,8 @@ def test_arguments_that_do_not_fit_are_refused(options, message):
 
 
 def test_without_peft_the_error_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(arguments, "is_peft_available", lambda: False)
-    with pytest.raises(ValueError, match=r"pip install -e \"\.\[lora\]\""):
+    monkeypatch.setattr(build_model, "is_peft_available", lambda: False)
+    with pytest.raises(ValueError, match=r"pip install \"cyclip\[lora\]\""):
         ModelArguments(model_name_or_path="x", lora_rank=2)
 
 
