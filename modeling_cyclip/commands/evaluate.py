@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from ..arguments import parse_with_config
 from ..evaluation.arguments import DataArguments, EvaluationArguments
-from ..evaluation.pictures import draw_pictures
+from ..evaluation.plots import draw_pictures
 from ..evaluation.report import MINUS, differences, results_json, write_report
 from ..evaluation.steps import embed_all, load_data, run_protocols
 from ..evaluation.suite import choose_protocols

@@ -16,12 +16,12 @@ from scipy.stats import t
 from transformers import HfArgumentParser
 
 from ..evaluation.arguments import DataArguments, EvaluationArguments
-from ..evaluation.centring import CENTRED
 from ..evaluation.encoder import images_fingerprint
 from ..evaluation.evaluation_set import EvaluationSet
 from ..evaluation.intervals import Measure
 from ..evaluation.steps import EvaluationData, embed_all, load_data, run_protocols
 from ..evaluation.suite import EmbeddedSets, Figures, Protocol, choose_protocols
+from ..evaluation.report import CENTRED
 from .runs import ComparisonArguments, Run, slug
 
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..evaluation.plots import save, short
-from ..evaluation.shift import fit_line
 from ..evaluation.suite import EmbeddedSet, first_captions
+from ..evaluation.zero_shot import fit_line
 from .measure import Evaluation, embeddings, short_name
 from .report import describe_figure, main_figures, swept_curves
 from .runs import Run, slug

@@ -10,6 +10,9 @@ from .intervals import Measure
 # Between the two checkpoints in the heading of their differences.
 MINUS = " minus "
 
+# What the names of protocols end with that ran on centred embeddings.
+CENTRED = ", centred"
+
 Results = Mapping[str, Mapping[str, Measure | float]]
 
 

@@ -1,4 +1,7 @@
-"""Retrieval between images and captions (the test protocol of Karpathy and Fei-Fei, 2015)."""
+"""
+Retrieval between images and captions (the test protocol of Karpathy and Fei-Fei, 2015), among two images and two captions
+of the same words (Winoground; Thrush et al., 2022, section 3), and inside one modality.
+"""
 
 from collections.abc import Sequence
 
@@ -61,3 +64,69 @@ def retrieval(
 def _first_best(values: Tensor) -> Tensor:
     """The lowest index of each row's maximum, which `argmax` does not promise."""
     return (values == values.amax(dim=1, keepdim=True)).int().argmax(dim=1)
+
+
+def winoground(image_embeds: Tensor, caption_embeds: Tensor) -> dict[str, Measure]:
+    r"""
+    Args:
+        image_embeds (`torch.Tensor` of shape `(num_examples, 2, dim)`):
+            Unit-norm embeddings of the two images of each example.
+        caption_embeds (`torch.Tensor` of shape `(num_examples, 2, dim)`):
+            Unit-norm embeddings of the caption of the first and of the second image.
+
+    Returns:
+        `dict[str, Measure]`: `text_score` (each image is nearer to its caption than to the other one), `image_score`
+        (each caption is nearer to its image than to the other one) and `group_score` (both). A tie is a miss. Chance is
+        1/4, 1/4 and 1/6.
+
+    Raises:
+        `ValueError`: embeddings that are not two and two.
+    """
+    if image_embeds.shape != caption_embeds.shape or image_embeds.ndim != 3 or image_embeds.shape[1] != 2:
+        raise ValueError(
+            "Winoground needs embeddings of shape (num_examples, 2, dim) for images and captions, got "
+            f"{tuple(image_embeds.shape)} and {tuple(caption_embeds.shape)}."
+        )
+    # similarities[:, i, c] is that of image i and caption c.
+    similarities = image_embeds @ caption_embeds.transpose(1, 2)
+    first, second = similarities[:, 0, 0], similarities[:, 1, 1]
+    image_0_caption_1, image_1_caption_0 = similarities[:, 0, 1], similarities[:, 1, 0]
+    text = (first > image_0_caption_1) & (second > image_1_caption_0)
+    image = (first > image_1_caption_0) & (second > image_0_caption_1)
+    return {
+        "text_score": Measure(text.float()),
+        "image_score": Measure(image.float()),
+        "group_score": Measure((text & image).float()),
+    }
+
+
+def same_class_retrieval(embeds: Tensor, labels: Tensor) -> dict[str, Measure]:
+    r"""
+    Every item is a query among all others; those of its class are relevant. The average precision of a query is the mean,
+    over the relevant items, of the precision at their rank. Items that are alone in their class are no queries.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(num_items, dim)`):
+            Unit-norm embeddings of one modality.
+        labels (`torch.Tensor` of shape `(num_items,)`):
+            Classes of the items.
+
+    Returns:
+        `dict[str, Measure]`: `mean_average_precision`, over the queries. Of equal similarities the lower index comes
+        first.
+
+    Raises:
+        `ValueError`: no two items of one class.
+    """
+    precisions, is_query = [], torch.bincount(labels)[labels] > 1
+    if not is_query.any():
+        raise ValueError("Retrieval by class needs at least two items of one class.")
+    places = torch.arange(1, len(embeds), device=embeds.device)
+    for rows, similarities in similarity_chunks(embeds, embeds):
+        # The query itself goes last, behind all others, and is cut off.
+        similarities.diagonal(rows.start).fill_(float("-inf"))
+        order = similarities.argsort(dim=1, descending=True, stable=True)[:, :-1]
+        relevant = labels[order] == labels[rows, None]
+        precision = relevant.cumsum(dim=1) / places
+        precisions.append((precision * relevant).sum(dim=1) / relevant.sum(dim=1))
+    return {"mean_average_precision": Measure(torch.cat(precisions)[is_query])}

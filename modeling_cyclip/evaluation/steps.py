@@ -9,11 +9,11 @@ from accelerate import PartialState
 from ..package_files import find_file
 from .arguments import DataArguments, EvaluationArguments
 from .benchmarks import open_benchmark
-from .centring import CENTRED
 from .encoder import Encoder, load_checkpoint
 from .evaluation_set import EvaluationSet, load_evaluation_set
-from .shift import BaselineLine, fit_line
+from .report import CENTRED
 from .suite import EmbeddedSets, Figures, Protocol, centered, embed
+from .zero_shot import BaselineLine, fit_line
 
 
 @dataclass(frozen=True)

@@ -7,27 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .centring import center
-from .clustering import clustering
 from .consistency import NEIGHBOURS, consistency
 from .embeddings import class_prompts
 from .encoder import Encoder
 from .evaluation_set import EvaluationSet
-from .fine_coarse import fine_coarse
 from .geometry import (
     captioned_alignment_uniformity,
+    center,
+    clustering,
     cyclic_gaps,
     effective_rank,
     labelled_alignment_uniformity,
     modality_gap,
 )
-from .image_retrieval import same_class_retrieval
 from .intervals import Measure
 from .linear_probe import MIN_IMAGES_PER_CLASS, linear_probe, logistic_regression
-from .retrieval import retrieval
-from .shift import BaselineLine, effective_robustness, matched_accuracy
-from .winoground import winoground
-from .zero_shot import zero_shot
+from .retrieval import retrieval, same_class_retrieval, winoground
+from .zero_shot import BaselineLine, effective_robustness, fine_coarse, matched_accuracy, zero_shot
 
 
 Figures = dict[str, Measure | float]

@@ -1,7 +1,16 @@
-"""Zero-shot classification (CLIP, section 3.1; CyCLIP, section 4.1)."""
+"""
+Classification by text: zero-shot (CLIP, section 3.1; CyCLIP, section 4.1), in fine and coarse classes (CyCLIP, section
+5.2), and under natural distribution shift (Taori et al., 2020; CyCLIP, section 4.3).
 
+Effective robustness is accuracy under shift above what accuracy without it lets expect. Relative robustness, accuracy
+under shift above that of a model without the intervention, is a paired difference of two checkpoints' measures.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,3 +67,151 @@ def check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
             f"Row {row} has label {int(labels[row])}, but there are only {num_classes} class names (labels 0 to "
             f"{num_classes - 1})."
         )
+
+
+def fine_coarse(
+    image_embeds: Tensor,
+    class_embeds: Tensor,
+    labels: Tensor,
+    superclasses: Tensor,
+    topk: Sequence[int] = (1, 2, 3),
+) -> dict[str, Measure]:
+    r"""
+    Fine: the right class among the classes of its own superclass. Coarse: the right superclass among all, the score of a
+    superclass being that of its best class.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
+            Unit-norm image embeddings.
+        class_embeds (`torch.Tensor` of shape `(num_classes, dim)`):
+            Unit-norm class embeddings.
+        labels (`torch.Tensor` of shape `(num_images,)`):
+            The right class of each image.
+        superclasses (`torch.Tensor` of shape `(num_classes,)`):
+            Superclass of each class, numbered from 0 without gaps.
+        topk (`Sequence[int]`, *optional*, defaults to `(1, 2, 3)`):
+            How many guesses an image has.
+
+    Returns:
+        `dict[str, Measure]`: `fine_top1`, ..., `coarse_top1`, ...
+
+    Raises:
+        `ValueError`: a label that is no class, a class without superclass, a superclass without classes.
+    """
+    check_labels(labels, len(image_embeds), len(class_embeds))
+    if superclasses.shape != (len(class_embeds),):
+        raise ValueError(
+            f"{len(class_embeds)} classes need a superclass each, got a tensor of shape {tuple(superclasses.shape)}."
+        )
+    sizes = torch.bincount(superclasses)
+    if (sizes == 0).any():
+        raise ValueError(f"Superclass {int((sizes == 0).nonzero()[0, 0])} is empty: no class belongs to it.")
+
+    fine_ranks, coarse_ranks = torch.empty_like(labels), torch.empty_like(labels)
+    for rows, similarities in similarity_chunks(image_embeds, class_embeds):
+        own = superclasses[labels[rows]]
+        siblings = superclasses[None, :] == own[:, None]
+        fine_ranks[rows] = rank_of(similarities.masked_fill(~siblings, float("-inf")), labels[rows])
+        best = torch.stack([similarities[:, superclasses == group].amax(dim=1) for group in range(len(sizes))], dim=1)
+        coarse_ranks[rows] = rank_of(best, own)
+    fine = {f"fine_top{k}": Measure((fine_ranks < k).float()) for k in topk}
+    return {**fine, **{f"coarse_top{k}": Measure((coarse_ranks < k).float()) for k in topk}}
+
+
+@dataclass(frozen=True)
+class BaselineLine:
+    r"""
+    Accuracy under shift that a model's accuracy on the unshifted set lets expect, both in percent.
+
+    Args:
+        slope (`float`):
+            Points under shift for a point without.
+        intercept (`float`):
+            Points under shift at an accuracy of zero.
+    """
+
+    slope: float
+    intercept: float
+
+    def expected(self, accuracy: float) -> float:
+        return self.slope * accuracy + self.intercept
+
+
+def fit_line(points: Sequence[tuple[float, float]]) -> BaselineLine:
+    r"""
+    Least squares over baseline models.
+
+    Args:
+        points (`Sequence[tuple[float, float]]`):
+            Accuracy without and with the shift of each model, in percent.
+
+    Returns:
+        [`BaselineLine`]
+
+    Raises:
+        `ValueError`: fewer than two different accuracies, through which there is no line.
+    """
+    accuracies, shifted = np.asarray(points, dtype=float).reshape(-1, 2).T
+    if len(np.unique(accuracies)) < 2:
+        raise ValueError("A baseline line needs models of at least two different accuracies.")
+    slope, intercept = np.polyfit(accuracies, shifted, deg=1)
+    return BaselineLine(float(slope), float(intercept))
+
+
+def effective_robustness(accuracy: float, shifted_accuracy: float, line: BaselineLine) -> float:
+    """Percentage points of accuracy under shift above what the line lets expect (Taori et al., section 2)."""
+    return shifted_accuracy - line.expected(accuracy)
+
+
+def matched_accuracy(
+    image_embeds: Tensor,
+    class_embeds: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    shifted_class_names: Sequence[str],
+    shifted_labels: Tensor,
+) -> Measure:
+    r"""
+    Top-1 accuracy of the unshifted set on what it has in common with a shifted one: the classes that the shifted set
+    names are the candidates, and the images are those of the classes that it has images of. Sets such as ImageNet-A
+    have a subset of the classes; accuracies over different classes say nothing of the shift.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
+            Unit-norm embeddings of the unshifted images.
+        class_embeds (`torch.Tensor` of shape `(num_classes, dim)`):
+            Unit-norm class embeddings.
+        labels (`torch.Tensor` of shape `(num_images,)`):
+            Classes of the unshifted images.
+        class_names, shifted_class_names (`Sequence[str]`):
+            Names of the classes of both sets.
+        shifted_labels (`torch.Tensor`):
+            Classes of the shifted images.
+
+    Returns:
+        [`Measure`]
+
+    Raises:
+        `ValueError`: a class of the shifted set that the unshifted set does not have, or none of its images.
+    """
+    position = {name: label for label, name in enumerate(_numbered(class_names))}
+    if missing := [name for name in _numbered(shifted_class_names) if name not in position]:
+        raise ValueError(
+            f"The shifted set's class '{missing[0][0]}' is not among the {len(class_names)} classes of the unshifted set."
+        )
+    candidates = torch.tensor([position[name] for name in _numbered(shifted_class_names)], device=labels.device)
+    present = candidates[shifted_labels.unique()]
+    rows = torch.isin(labels, present)
+    if not rows.any():
+        raise ValueError("The unshifted set has no image of the classes that the shifted set has images of.")
+    predictions = candidates[predict(image_embeds[rows], class_embeds[candidates])]
+    return Measure((predictions == labels[rows]).float())
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Names with their number among equal ones: some sets have two classes of one name."""
+    seen, numbered = Counter(), []
+    for name in names:
+        numbered.append((name, seen[name]))
+        seen[name] += 1
+    return numbered

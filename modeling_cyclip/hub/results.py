@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
-from ..evaluation.centring import CENTRED
+from ..evaluation.report import CENTRED
 
 
 # The Hub's names of what a protocol measures; what a list lacks keeps its own name.

@@ -9,9 +9,15 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from modeling_cyclip.evaluation.consistency import consistency, neighbour_votes
-from modeling_cyclip.evaluation.fine_coarse import fine_coarse
-from modeling_cyclip.evaluation.shift import BaselineLine, effective_robustness, fit_line, matched_accuracy
-from modeling_cyclip.evaluation.zero_shot import predict, zero_shot
+from modeling_cyclip.evaluation.zero_shot import (
+    BaselineLine,
+    effective_robustness,
+    fine_coarse,
+    fit_line,
+    matched_accuracy,
+    predict,
+    zero_shot,
+)
 from tests.evaluation.protocol_inputs import both_kinds, random_embeds, random_labels, slow_order, tied_embeds, values
 
 

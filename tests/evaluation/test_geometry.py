@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modeling_cyclip.evaluation.centring import center
 from modeling_cyclip.evaluation.geometry import (
     captioned_alignment_uniformity,
+    center,
     cyclic_gaps,
     effective_rank,
     labelled_alignment_uniformity,

@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
-from modeling_cyclip.evaluation.clustering import clustering
-from modeling_cyclip.evaluation.image_retrieval import same_class_retrieval
-from modeling_cyclip.evaluation.retrieval import retrieval
-from modeling_cyclip.evaluation.winoground import winoground
+from modeling_cyclip.evaluation.geometry import clustering
+from modeling_cyclip.evaluation.retrieval import retrieval, same_class_retrieval, winoground
 from modeling_cyclip.evaluation.zero_shot import zero_shot
 from tests.evaluation.protocol_inputs import both_kinds, random_embeds, random_labels, slow_order, values
 
