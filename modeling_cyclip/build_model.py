@@ -1,11 +1,12 @@
 """The model and its processor, from a checkpoint or from scratch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available
 
 from .configuration_cyclip import CyCLIPConfig, check_cyclic_terms
@@ -19,67 +20,57 @@ from .modeling_cyclip_resnet import CyCLIPResNetModel
 class ModelArguments:
     """Which model is trained: a checkpoint, a config.json, or one of the named sizes from scratch."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint to go on from, a CyCLIP one or any CLIP: a folder or a Hub id."}
+    model_name_or_path: str | None = HfArg(
+        default=None, help="Checkpoint to go on from, a CyCLIP one or any CLIP: a folder or a Hub id."
     )
-    config_name: str | None = field(
-        default=None, metadata={"help": "config.json (or its folder, or a Hub id) of a model to train from scratch."}
+    config_name: str | None = HfArg(
+        default=None, help="config.json (or its folder, or a Hub id) of a model to train from scratch."
     )
-    model_size: str | None = field(
+    model_size: str | None = HfArg(
+        default=None, help="Named size to train from scratch: nano, tiny, small, base-32, base-16, large-14 or rn50."
+    )
+    image_size: int | None = HfArg(
+        default=None, help="Side of the images in pixels, for a named size (default: the size's own)."
+    )
+    patch_size: int | None = HfArg(
+        default=None, help="Side of a patch in pixels, for a named size (default: the size's own)."
+    )
+    tokenizer_name: str | None = HfArg(
         default=None,
-        metadata={"help": "Named size to train from scratch: nano, tiny, small, base-32, base-16, large-14 or rn50."},
+        help="Tokenizer, a folder or a Hub id. Default: the checkpoint's, or from scratch a CLIP tokenizer trained "
+        "on the captions.",
     )
-    image_size: int | None = field(
-        default=None, metadata={"help": "Side of the images in pixels, for a named size (default: the size's own)."}
+    vocab_size: int = HfArg(
+        default=49408, help="Largest vocabulary of a tokenizer trained on the captions (at least 514)."
     )
-    patch_size: int | None = field(
-        default=None, metadata={"help": "Side of a patch in pixels, for a named size (default: the size's own)."}
+    inmodal_cyclic_weight: float | None = HfArg(
+        default=None, help="Weight of the in-modal term, lambda 1 (default: the checkpoint's, or 0.25)."
     )
-    tokenizer_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Tokenizer, a folder or a Hub id. Default: the checkpoint's, or from scratch a CLIP tokenizer trained "
-            "on the captions."
-        },
+    crossmodal_cyclic_weight: float | None = HfArg(
+        default=None, help="Weight of the cross-modal term, lambda 2 (default: the checkpoint's, or 0.25)."
     )
-    vocab_size: int = field(
-        default=49408, metadata={"help": "Largest vocabulary of a tokenizer trained on the captions (at least 514)."}
+    cyclic_reference_batch_size: int | None = HfArg(
+        default=None, help="Batch the two weights were chosen for; scales them by it over the batch (default: off)."
     )
-    inmodal_cyclic_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the in-modal term, lambda 1 (default: the checkpoint's, or 0.25)."}
+    freeze_vision: bool = HfArg(default=False, help="Keep the vision tower and its projection as they are.")
+    freeze_text: bool = HfArg(default=False, help="Keep the text tower and its projection as they are.")
+    attn_implementation: str | None = HfArg(
+        default=None, help="Attention by eager, sdpa or flash_attention_2 (default: transformers' choice, sdpa)."
     )
-    crossmodal_cyclic_weight: float | None = field(
-        default=None,
-        metadata={"help": "Weight of the cross-modal term, lambda 2 (default: the checkpoint's, or 0.25)."},
+    lora_rank: int | None = HfArg(
+        default=None, help="Train adapters of this rank (LoRA) instead of the checkpoint's weights."
     )
-    cyclic_reference_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Batch the two weights were chosen for; scales them by it over the batch (default: off)."},
+    lora_alpha: float | None = HfArg(
+        default=None, help="Adapters count alpha / rank times (default: the rank, so once)."
     )
-    freeze_vision: bool = field(
-        default=False, metadata={"help": "Keep the vision tower and its projection as they are."}
+    lora_towers: list[str] | None = HfArg(
+        default=None, help="Towers that get adapters, vision, text or both (default: both)."
     )
-    freeze_text: bool = field(default=False, metadata={"help": "Keep the text tower and its projection as they are."})
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={"help": "Attention by eager, sdpa or flash_attention_2 (default: transformers' choice, sdpa)."},
+    merge_lora: bool = HfArg(
+        default=False, help="Save the checkpoint with the adapters added to its weights, not the adapters alone."
     )
-    lora_rank: int | None = field(
-        default=None, metadata={"help": "Train adapters of this rank (LoRA) instead of the checkpoint's weights."}
-    )
-    lora_alpha: float | None = field(
-        default=None, metadata={"help": "Adapters count alpha / rank times (default: the rank, so once)."}
-    )
-    lora_towers: list[str] | None = field(
-        default=None, metadata={"help": "Towers that get adapters, vision, text or both (default: both)."}
-    )
-    merge_lora: bool = field(
-        default=False,
-        metadata={"help": "Save the checkpoint with the adapters added to its weights, not the adapters alone."},
-    )
-    license: str | None = field(
-        default=None,
-        metadata={"help": "The Hub's identifier of the weights' licence, for the model card, such as apache-2.0."},
+    license: str | None = HfArg(
+        default=None, help="The Hub's identifier of the weights' licence, for the model card, such as apache-2.0."
     )
 
     def __post_init__(self):

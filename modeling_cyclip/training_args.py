@@ -1,9 +1,10 @@
 """Arguments of [`CyCLIPTrainer`]."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import SchedulerType
 
@@ -31,52 +32,41 @@ class CyCLIPTrainingArguments(TrainingArguments):
             Peak learning rate of the text tower and its projection. `None` takes `learning_rate`.
     """
 
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate (paper: 5e-4)."})
-    weight_decay: float = field(
-        default=0.1,
-        metadata={"help": "Weight decay of weights and embeddings; norms, biases and logit_scale have none."},
+    learning_rate: float = HfArg(default=5e-4, help="Peak learning rate (paper: 5e-4).")
+    weight_decay: float = HfArg(
+        default=0.1, help="Weight decay of weights and embeddings; norms, biases and logit_scale have none."
     )
-    lr_scheduler_type: SchedulerType | str = field(
-        default="cosine", metadata={"help": "Learning rate schedule after the warm-up."}
+    lr_scheduler_type: SchedulerType | str = HfArg(default="cosine", help="Learning rate schedule after the warm-up.")
+    max_grad_norm: float = HfArg(default=0.0, help="Gradient clipping; 0, as in the paper, is none.")
+    per_device_train_batch_size: int = HfArg(
+        default=128, help="Pairs a device: the contrastive batch is this times the number of processes."
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0, as in the paper, is none."})
-    per_device_train_batch_size: int = field(
-        default=128, metadata={"help": "Pairs a device: the contrastive batch is this times the number of processes."}
+    per_device_eval_batch_size: int | None = HfArg(
+        default=None, help="Pairs a device in evaluation. Default: the training batch, since eval_loss depends on it."
     )
-    per_device_eval_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Pairs a device in evaluation. Default: the training batch, since eval_loss depends on it."},
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps (below 1: share of the run)."})
-    hub_strategy: HubStrategy | str = field(
+    logging_steps: float = HfArg(default=10, help="Log every so many steps (below 1: share of the run).")
+    hub_strategy: HubStrategy | str = HfArg(
         default="end",
-        metadata={
-            "help": "With --push_to_hub: end publishes the finished model and no pickles; every_save, checkpoint and "
-            "all_checkpoints also upload the whole output folder at every save, as transformers does, with the pickle "
-            "training_args.bin and, the last two, optimizer states."
-        },
+        help="With --push_to_hub: end publishes the finished model and no pickles; every_save, checkpoint and "
+        "all_checkpoints also upload the whole output folder at every save, as transformers does, with the pickle "
+        "training_args.bin and, the last two, optimizer states.",
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: the collator reads the columns image and caption."}
+    remove_unused_columns: bool = HfArg(
+        default=False, help="Must stay off: the collator reads the columns image and caption."
     )
-    cyclic_warmup_ratio: float = field(
+    cyclic_warmup_ratio: float = HfArg(
         default=0.0,
-        metadata={
-            "help": "Share of the training over which the cyclic weights rise linearly from zero (0: the paper's)."
-        },
+        help="Share of the training over which the cyclic weights rise linearly from zero (0: the paper's).",
     )
-    gradient_cache_chunk_size: int | None = field(
-        default=None,
-        metadata={"help": "Embed this many pairs at once: the memory of a chunk, the gradients of the whole batch."},
+    gradient_cache_chunk_size: int | None = HfArg(
+        default=None, help="Embed this many pairs at once: the memory of a chunk, the gradients of the whole batch."
     )
-    no_duplicate_captions: bool = field(
-        default=True, metadata={"help": "Keep two samples with the same caption out of one batch."}
+    no_duplicate_captions: bool = HfArg(default=True, help="Keep two samples with the same caption out of one batch.")
+    vision_learning_rate: float | None = HfArg(
+        default=None, help="Peak learning rate of the vision tower (default: --learning_rate)."
     )
-    vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the vision tower (default: --learning_rate)."}
-    )
-    text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the text tower (default: --learning_rate)."}
+    text_learning_rate: float | None = HfArg(
+        default=None, help="Peak learning rate of the text tower (default: --learning_rate)."
     )
 
     def __post_init__(self):

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, LargeList, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from transformers.hf_argparser import HfArg
 
 from .columns import MISSING_LABELS, TEXT, check_column, describe, only_images
 from .images import BrokenImageError, load_image
@@ -23,65 +24,50 @@ FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json",
 class DataArguments:
     """Where the image-caption pairs come from."""
 
-    dataset_name: str | None = field(
+    dataset_name: str | None = HfArg(
+        default=None, help="Hub dataset, or a folder that `datasets.load_dataset` opens (images included)."
+    )
+    dataset_config_name: str | None = HfArg(default=None, help="Configuration of the Hub dataset.")
+    train_split: str = HfArg(default="train", help="Training split, such as train, or noto+twemoji.")
+    validation_split: str | None = HfArg(default=None, help="Split of the same dataset for eval_loss.")
+    train_file: str | None = HfArg(
+        default=None, help="csv, tsv, json, jsonl or parquet file of pairs; image paths are relative to the file."
+    )
+    validation_file: str | None = HfArg(default=None, help="File of the same form for eval_loss.")
+    train_shards: list[str] | None = HfArg(
         default=None,
-        metadata={"help": "Hub dataset, or a folder that `datasets.load_dataset` opens (images included)."},
+        help="WebDataset shards on disk, such as 'data/cc3m-*.tar' or 'data/cc3m-{00000..00331}.tar': KEY.jpg with "
+        "KEY.txt.",
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
-    train_split: str = field(default="train", metadata={"help": "Training split, such as train, or noto+twemoji."})
-    validation_split: str | None = field(default=None, metadata={"help": "Split of the same dataset for eval_loss."})
-    train_file: str | None = field(
+    validation_shards: list[str] | None = HfArg(default=None, help="Shards of the same form for eval_loss.")
+    delimiter: str | None = HfArg(
+        default=None, help="Column delimiter of a csv file (default: comma, tab in .tsv files)."
+    )
+    image_column: str = HfArg(default="image", help="Column of images or image paths.")
+    caption_column: str = HfArg(
+        default="caption", help="Column of captions: text, lists of texts (one is drawn each epoch), or class labels."
+    )
+    caption_templates: list[str] | None = HfArg(
+        default=None, help="With a class label column: templates such as 'a photo of a {}.', one is drawn each epoch."
+    )
+    max_train_samples: int | None = HfArg(default=None, help="Train on the first so many pairs only.")
+    max_eval_samples: int | None = HfArg(default=None, help="Evaluate on the first so many pairs only.")
+    eval_zero_shot: str | None = HfArg(
         default=None,
-        metadata={"help": "csv, tsv, json, jsonl or parquet file of pairs; image paths are relative to the file."},
+        help="Labelled images (a benchmark's name, a folder or a Hub id) to measure eval_zero_shot_top1 on at every "
+        "evaluation; --metric_for_best_model can name it.",
     )
-    validation_file: str | None = field(default=None, metadata={"help": "File of the same form for eval_loss."})
-    train_shards: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "WebDataset shards on disk, such as 'data/cc3m-*.tar' or 'data/cc3m-{00000..00331}.tar': KEY.jpg with "
-            "KEY.txt."
-        },
-    )
-    validation_shards: list[str] | None = field(
-        default=None, metadata={"help": "Shards of the same form for eval_loss."}
-    )
-    delimiter: str | None = field(
-        default=None, metadata={"help": "Column delimiter of a csv file (default: comma, tab in .tsv files)."}
-    )
-    image_column: str = field(default="image", metadata={"help": "Column of images or image paths."})
-    caption_column: str = field(
-        default="caption",
-        metadata={"help": "Column of captions: text, lists of texts (one is drawn each epoch), or class labels."},
-    )
-    caption_templates: list[str] | None = field(
-        default=None,
-        metadata={"help": "With a class label column: templates such as 'a photo of a {}.', one is drawn each epoch."},
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many pairs only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many pairs only."})
-    eval_zero_shot: str | None = field(
-        default=None,
-        metadata={
-            "help": "Labelled images (a benchmark's name, a folder or a Hub id) to measure eval_zero_shot_top1 on at every "
-            "evaluation; --metric_for_best_model can name it."
-        },
-    )
-    inmodal_contrastive: bool = field(
+    inmodal_contrastive: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Add contrastive terms of images, and of captions, with augmented views of them, as the "
-            "official code can. No result of it has been measured."
-        },
+        help="Add contrastive terms of images, and of captions, with augmented views of them, as the "
+        "official code can. No result of it has been measured.",
     )
-    synonyms: str | None = field(
-        default=None,
-        metadata={"help": "With --inmodal_contrastive: file of synonyms for captions, a set a line, with commas."},
+    synonyms: str | None = HfArg(
+        default=None, help="With --inmodal_contrastive: file of synonyms for captions, a set a line, with commas."
     )
-    overfit_check: int | None = field(
+    overfit_check: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "Train on the first so many pairs only, say whether the model can memorise them, and save nothing."
-        },
+        help="Train on the first so many pairs only, say whether the model can memorise them, and save nothing.",
     )
 
     def __post_init__(self):
