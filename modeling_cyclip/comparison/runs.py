@@ -1,26 +1,23 @@
 """The trainings of a comparison: planned, run as processes of their own, kept, and picked up where they were."""
 
 import contextlib
-import fcntl
 import io
 import json
 import os
-import queue
 import re
 import shlex
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from ..arguments import parse_with_config
 from ..build_model import ModelArguments
@@ -29,8 +26,8 @@ from ..package_files import find_file
 from ..training_args import CyCLIPTrainingArguments
 
 
-# The paper's four objectives (section 3 and its ablations, table 6), by what run_cyclip.py is told. The first is what the
-# others are compared to.
+# The paper's four objectives (section 3 and its ablations, table 6), by what `cyclip train` is told. The first is what
+# the others are compared to.
 OBJECTIVES = {
     "CLIP": {"inmodal_cyclic_weight": 0.0, "crossmodal_cyclic_weight": 0.0},
     "C-CyCLIP": {"inmodal_cyclic_weight": 0.0, "crossmodal_cyclic_weight": 0.25},
@@ -41,35 +38,39 @@ OBJECTIVES = {
 # Colours, markers and hatches that the pictures tell apart.
 MAX_DRAWN = 8
 
+# What a launcher starts.
 PROGRAM = ("-m", "modeling_cyclip.commands.train")
 TRAIN_ARGUMENTS = (ModelArguments, DataArguments, CyCLIPTrainingArguments)
 # Given by the comparison itself.
 RESERVED = ("config", "output_dir", "seed", "resume_from_checkpoint", "push_to_hub", "overfit_check")
+
+# Between two looks at the trainings that run, which see whether one has ended and how much memory it has.
+LOOK_SECONDS = 0.2
 
 
 @dataclass
 class ComparisonArguments:
     """Which trainings are compared, and on what."""
 
-    recipe: str = field(metadata={"help": "YAML file of run_cyclip.py's arguments that all trainings share."})
+    recipe: str = field(metadata={"help": "YAML file of `cyclip train`'s arguments that all trainings share."})
     output_dir: str = field(metadata={"help": "Folder of the report and of the trainings, which are kept and reused."})
     arms: dict = field(
         default_factory=lambda: deepcopy(OBJECTIVES),
         metadata={
-            "help": "What is compared: run_cyclip.py's arguments by name, the baseline first (default: CLIP, C-CyCLIP, "
-            "I-CyCLIP and CyCLIP with the paper's weights)."
+            "help": "What is compared: `cyclip train`'s arguments by name, the baseline first (default: CLIP, "
+            "C-CyCLIP, I-CyCLIP and CyCLIP with the paper's weights)."
         },
     )
     overrides: dict = field(
         default_factory=dict,
-        metadata={"help": "Arguments of run_cyclip.py for all trainings over those of the recipe, as {name: value}."},
+        metadata={"help": "Arguments of `cyclip train` for all trainings over those of the recipe, as {name: value}."},
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Every arm is trained once with each of them."}
     )
     evaluations: dict = field(
         default_factory=dict,
-        metadata={"help": "What is measured: run_evaluation.py's arguments (dataset, tasks, templates, ...) by name."},
+        metadata={"help": "What is measured: `cyclip evaluate`'s arguments (dataset, tasks, templates, ...) by name."},
     )
     center: bool = field(
         default=False,
@@ -81,8 +82,8 @@ class ComparisonArguments:
     sweep_arguments: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Arguments of run_cyclip.py that take each of --sweep_values together. An arm that sets them all itself "
-            "is trained once, as the line to compare with."
+            "help": "Arguments of `cyclip train` that take each of --sweep_values together. An arm that sets them all "
+            "itself is trained once, as the line to compare with."
         },
     )
     sweep_values: list[str] = field(
@@ -140,7 +141,7 @@ class Run:
         folder (`Path`):
             Output folder.
         argv (`tuple[str]`):
-            Arguments of run_cyclip.py.
+            Arguments of `cyclip train`.
     """
 
     arm: str
@@ -167,16 +168,21 @@ class Run:
         What the training took: `seconds` and `cpu_seconds` (`None` where it was interrupted), `peak_memory` and, on a GPU,
         `gpu_memory` (of the first process) in bytes. `None` for a training that has not ended.
         """
-        return json.loads(self.record_path.read_text())["cost"] if self.record_path.is_file() else None
+        return self.recorded().get("cost")
 
     def log_history(self) -> list[dict]:
         """What the Trainer of a training that has ended has logged."""
         return json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
 
-    def record(self, cost: dict | None) -> None:
-        """Keeps what is trained here, and what it took once it has ended."""
+    def recorded(self) -> dict:
+        """What [`Run.record`] has kept; nothing where no training has begun."""
+        return json.loads(self.record_path.read_text()) if self.record_path.is_file() else {}
+
+    def record(self, cost: dict | None = None, pid: int | None = None) -> None:
+        """Keeps what is trained here: by which process, or what it took once it has ended."""
+        process = None if pid is None else {"pid": pid, "output_dir": str(self.folder)}
         partial = self.record_path.with_suffix(".partial")
-        partial.write_text(json.dumps({"arguments": _arguments(self), "cost": cost}, indent=2))
+        partial.write_text(json.dumps({"arguments": _arguments(self), "cost": cost, "process": process}, indent=2))
         partial.replace(self.record_path)
 
 
@@ -185,14 +191,14 @@ def plan_runs(args: ComparisonArguments) -> list[Run]:
     All trainings, seed by seed, so that what there is at any moment can be compared.
 
     Raises:
-        `ValueError`: arguments that run_cyclip.py would not take, or a folder with trainings of other arguments.
+        `ValueError`: arguments that `cyclip train` would not take, or a folder with trainings of other arguments.
     """
     recipe = find_file(args.recipe, "training/recipes", ".yaml", "recipe")
     runs = []
     for seed in args.seeds:
         for arm, overrides in args.arms.items():
             if not isinstance(overrides, dict):
-                raise ValueError(f"The arm {arm} must map arguments of run_cyclip.py to values, got {overrides!r}.")
+                raise ValueError(f"The arm {arm} must map arguments of cyclip train to values, got {overrides!r}.")
             if taken := sorted({*args.overrides, *overrides, *args.sweep_arguments} & set(RESERVED)):
                 raise ValueError(f"The comparison sets {taken[0]} itself; leave it out of the arms and overrides.")
             swept = [name for name in args.sweep_arguments if name not in overrides]
@@ -238,12 +244,10 @@ def _check(run: Run) -> None:
             raise ValueError(f"{run.name}: {message}") from error
     if training_args.push_to_hub or data_args.overfit_check is not None:
         raise ValueError("A comparison takes neither push_to_hub nor overfit_check: leave them out of the recipe.")
-    if run.record_path.is_file():
-        trained = json.loads(run.record_path.read_text())["arguments"]
-        if trained != _arguments(run):
-            raise ValueError(
-                f"{run.folder} holds a training with other arguments. Take another --output_dir, or delete that folder."
-            )
+    if run.recorded().get("arguments") not in (None, _arguments(run)):
+        raise ValueError(
+            f"{run.folder} holds a training with other arguments. Take another --output_dir, or delete that folder."
+        )
 
 
 def _arguments(run: Run) -> dict:
@@ -269,40 +273,36 @@ def train_runs(runs: list[Run], num_parallel: int = 1, launcher: str | None = No
         `ValueError`: a training failed; the others that had begun are ended, and go on when called again.
     """
     waiting = [run for run in runs if run.cost() is None]
-    if len(waiting) < len(runs):
-        print(f"{len(runs) - len(waiting)} of {len(runs)} trainings are there already.", flush=True)
-    environments = queue.SimpleQueue()
-    for slot in range(num_parallel):
-        environments.put(_environment(slot, num_parallel))
-    processes: set[subprocess.Popen] = set()
-    stopping = threading.Event()
-    start = time.perf_counter()
-
-    def train(run: Run) -> None:
-        if stopping.is_set():
-            return
-        environment = environments.get()
-        try:
-            _train(run, shlex.split(launcher) if launcher else [sys.executable], environment, processes)
-        except BaseException:
-            stopping.set()
-            raise
-        finally:
-            environments.put(environment)
-        ended = sum(run.cost() is not None for run in waiting)
-        left = (time.perf_counter() - start) / ended * (len(waiting) - ended) / 60
-        done = len(runs) - len(waiting) + ended
-        print(f"{done} of {len(runs)} trainings are done, now {run.name}; {left:.0f} minutes left", flush=True)
-
-    with ThreadPoolExecutor(num_parallel) as pool:
-        futures = [pool.submit(train, run) for run in waiting]
-        try:
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
-        finally:
-            stopping.set()
-            for process in list(processes):
-                process.terminate()
+    done = len(runs) - len(waiting)
+    if done:
+        print(f"{done} of {len(runs)} trainings are there already.", flush=True)
+    command = shlex.split(launcher) if launcher else [sys.executable]
+    running: dict[int, _Training] = {}
+    ended, start = 0, time.perf_counter()
+    try:
+        while waiting or running:
+            for slot in range(num_parallel):
+                if waiting and slot not in running:
+                    running[slot] = _begin(waiting.pop(0), command, _environment(slot, num_parallel))
+            time.sleep(LOOK_SECONDS)
+            for slot, training in list(running.items()):
+                training.look()
+                if training.process.poll() is None:
+                    continue
+                _end(training)
+                running.pop(slot).lock.release()
+                ended += 1
+                left = (time.perf_counter() - start) / ended * (len(waiting) + len(running)) / 60
+                print(
+                    f"{done + ended} of {len(runs)} trainings are done, now {training.run.name}; {left:.0f} minutes left",
+                    flush=True,
+                )
+    finally:
+        for training in running.values():
+            training.process.terminate()
+        for training in running.values():
+            training.process.wait()
+            training.lock.release()
 
 
 def _environment(slot: int, num_parallel: int) -> dict[str, str]:
@@ -312,38 +312,64 @@ def _environment(slot: int, num_parallel: int) -> dict[str, str]:
     if gpus := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         return {**os.environ, "CUDA_VISIBLE_DEVICES": visible[slot % gpus]}
-    return {**os.environ, "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num_parallel))}
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // num_parallel))}
 
 
-def _train(run: Run, launcher: list[str], environment: dict[str, str], processes: set[subprocess.Popen]) -> None:
+@dataclass
+class _Training:
+    """A training that runs, and what its processes (a launcher has several) have taken up to the last look at them."""
+
+    run: Run
+    process: subprocess.Popen
+    lock: FileLock
+    is_new: bool
+    start: float = field(default_factory=time.perf_counter)
+    cpu_seconds: dict[psutil.Process, float] = field(default_factory=dict)
+    peak_memory: int = 0
+
+    def look(self) -> None:
+        # Any of them may end meanwhile.
+        with contextlib.suppress(psutil.Error):
+            first = psutil.Process(self.process.pid)
+            for process in (first, *first.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    self.cpu_seconds[process] = times.user + times.system
+                    self.peak_memory = max(self.peak_memory, process.memory_info().rss)
+
+
+def _begin(run: Run, launcher: list[str], environment: dict[str, str]) -> _Training:
     run.folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(run)
     command = [*launcher, *PROGRAM, *run.argv, "--resume_from_checkpoint"]
     if torch.cuda.is_available():
         command += ["--skip_memory_metrics", "false"]
-    with _locked(run) as lock, open(run.folder / "log.txt", "a") as log:
-        is_new = not run.record_path.is_file()
-        run.record(cost=None)
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, pass_fds=[lock])
-        processes.add(process)
-        # Unlike `wait`, this tells what that one process took.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        processes.discard(process)
-        seconds = time.perf_counter() - start
-    if process.returncode != 0:
+    is_new = not run.record_path.is_file()
+    with open(run.folder / "log.txt", "a") as log:
+        training = _Training(run, subprocess.Popen(command, stdout=log, stderr=log, env=environment), lock, is_new)
+    run.record(pid=training.process.pid)
+    training.look()
+    return training
+
+
+def _end(training: _Training) -> None:
+    """Keeps what the training took, or says why it failed."""
+    run, seconds = training.run, time.perf_counter() - training.start
+    if training.process.returncode != 0:
         lines = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines()
         raise ValueError(
-            f"The training of {run.name} ended with status {process.returncode}: {lines[-1] if lines else 'no output'}\n"
+            f"The training of {run.name} ended with status {training.process.returncode}: "
+            f"{lines[-1] if lines else 'no output'}\n"
             f"The whole log is in {run.folder / 'log.txt'}. The same command goes on with what is missing."
         )
-    cost = {
-        "seconds": seconds if is_new else None,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime if is_new else None,
-        "peak_memory": usage.ru_maxrss * 1024,
-        "gpu_memory": _peak_gpu_memory(run.log_history()[-1]),
-    }
-    run.record(cost)
+    run.record(
+        {
+            "seconds": seconds if training.is_new else None,
+            "cpu_seconds": sum(training.cpu_seconds.values()) if training.is_new and training.cpu_seconds else None,
+            "peak_memory": training.peak_memory or None,
+            "gpu_memory": _peak_gpu_memory(run.log_history()[-1]),
+        }
+    )
 
 
 def _peak_gpu_memory(log: dict[str, float]) -> float | None:
@@ -357,17 +383,25 @@ def _peak_gpu_memory(log: dict[str, float]) -> float | None:
     return sum(log[part] for part in parts) if parts[-1] in log else None
 
 
-@contextlib.contextmanager
-def _locked(run: Run) -> Iterator[int]:
+def _lock(run: Run) -> FileLock:
     """
-    The training inherits the lock and holds it as long as it lives: a comparison that is killed leaves its trainings
-    running, and two in one folder would spoil each other.
+    Two trainings in one folder would spoil each other. The lock keeps other comparisons out as long as this one lives. The
+    training of a killed one may live on: it is known by its process.
     """
-    with open(run.folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{run.name} is being trained already, in {run.folder}. Wait for it, or end that process."
-            ) from None
-        yield file.fileno()
+    lock = FileLock(run.folder / "lock")
+    with contextlib.suppress(Timeout):
+        lock.acquire(blocking=False)
+    if lock.is_locked and not _lives(run):
+        return lock
+    lock.release()
+    raise ValueError(f"{run.name} is being trained already, in {run.folder}. Wait for it, or end that process.")
+
+
+def _lives(run: Run) -> bool:
+    """Whether the process that was recorded still trains. Another one that got its number has other arguments."""
+    if (process := run.recorded().get("process")) is None:
+        return False
+    try:
+        return process["output_dir"] in psutil.Process(process["pid"]).cmdline()
+    except psutil.Error:
+        return False

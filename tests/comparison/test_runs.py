@@ -1,11 +1,19 @@
 """The trainings of a comparison: checked before they begin, kept, and picked up."""
 
-import fcntl
+import ast
 import json
+import multiprocessing
+import os
+import runpy
+import signal
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
+import modeling_cyclip
 from modeling_cyclip.commands.train import parse_arguments
 from modeling_cyclip.comparison.runs import OBJECTIVES, ComparisonArguments, plan_runs, train_runs
 
@@ -19,12 +27,17 @@ def arguments(tmp_path):
 
 @pytest.fixture
 def trainer_script(tmp_path, monkeypatch):
-    """In place of run_cyclip.py: writes what a training leaves behind, or fails where the file `fail` is."""
+    """
+    In place of `cyclip train`: writes what a training leaves behind. It fails where the file `fail` is, in the folders that
+    this names, and waits while the file `hold` is there.
+    """
     script = tmp_path / "script.py"
     script.write_text(
-        "import json, os, pathlib, sys\n"
-        "if pathlib.Path(sys.argv[0]).with_name('fail').exists(): sys.exit('error: no such image')\n"
+        "import json, os, pathlib, sys, time\n"
         "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])\n"
+        "fail, hold = (pathlib.Path(sys.argv[0]).with_name(name) for name in ('fail', 'hold'))\n"
+        "if fail.exists() and fail.read_text() in folder.name: sys.exit('error: no such image')\n"
+        "while hold.exists(): time.sleep(0.01)\n"
         "log = {'before_init_mem_gpu': 1, 'init_mem_gpu_alloc_delta': 2, 'train_mem_gpu_alloc_delta': 4,"
         "'train_mem_gpu_peaked_delta': 8}\n"
         "(folder / 'trainer_state.json').write_text(json.dumps({'log_history': [log]}))\n"
@@ -132,13 +145,114 @@ def test_trainings_of_another_recipe_are_refused(arguments, trainer_script, tmp_
         plan_runs(args)
 
 
-def test_a_training_that_outlived_its_comparison_is_not_started_twice(arguments, trainer_script):
+@pytest.fixture
+def held(arguments, trainer_script):
+    """A comparison that runs in a process of its own, and its training, which ends when the file `hold` is removed."""
+    hold = trainer_script.with_name("hold")
+    hold.touch()
     run = plan_runs(ComparisonArguments(**arguments, seeds=[0]))[0]
-    run.folder.mkdir(parents=True)
-    with open(run.folder / "lock", "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="is being trained already"):
-            train_runs([run])
+    comparison = multiprocessing.get_context("fork").Process(target=train_runs, args=([run],))
+    comparison.start()
+    until(lambda: run.recorded().get("process"))
+    yield run, comparison, psutil.Process(run.recorded()["process"]["pid"])
+    hold.unlink(missing_ok=True)
+    comparison.kill()
+    comparison.join()
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_two_comparisons_do_not_train_the_same_at_a_time(held):
+    run, comparison, training = held
+    with pytest.raises(ValueError, match="is being trained already"):
+        train_runs([run])
+    assert comparison.is_alive() and lives(training)
+
+
+def test_a_training_that_outlived_its_comparison_is_not_started_twice(held, trainer_script):
+    run, comparison, training = held
+    comparison.kill()
+    comparison.join()
+    assert lives(training)
+    with pytest.raises(ValueError, match="is being trained already"):
+        train_runs([run])
+    trainer_script.with_name("hold").unlink()
+    until(lambda: not lives(training))
+    train_runs([run])
+    assert calls([run]) == [2]
+
+
+def test_an_interrupted_comparison_ends_its_trainings(held, trainer_script):
+    run, comparison, training = held
+    os.kill(comparison.pid, signal.SIGINT)
+    comparison.join()
+    assert not lives(training)
+    trainer_script.with_name("hold").unlink()
+    train_runs([run])
+    assert calls([run]) == [1]
+
+
+def test_a_failed_training_ends_the_others(arguments, trainer_script):
+    trainer_script.with_name("hold").touch()
+    trainer_script.with_name("fail").write_text("i-cyclip")
+    runs = plan_runs(ComparisonArguments(**arguments, seeds=[0]))[1:]
+    with pytest.raises(ValueError, match="I-CyCLIP, seed 0 ended with status 1"):
+        train_runs(runs, num_parallel=2)
+    assert not psutil.pid_exists(runs[0].recorded()["process"]["pid"])
+    assert not runs[2].folder.exists()
+    trainer_script.with_name("hold").unlink()
+    trainer_script.with_name("fail").unlink()
+    train_runs(runs)
+    assert calls(runs) == [1, 1, 1]
+
+
+def test_cost_is_of_all_processes_of_a_training(arguments, tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, pathlib, subprocess, sys, time\n"
+        "work = 'import time; held = bytes(range(256)) * 800_000; end = time.process_time() + 1\\n'\n"
+        "work += 'while time.process_time() < end: pass'\n"
+        "subprocess.run([sys.executable, '-c', work], check=True)\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])\n"
+        "(folder / 'trainer_state.json').write_text(json.dumps({'log_history': [{}]}))\n"
+    )
+    monkeypatch.setattr("modeling_cyclip.comparison.runs.PROGRAM", (str(script),))
+    run = plan_runs(ComparisonArguments(**arguments, seeds=[0]))[0]
+    train_runs([run])
+    cost = run.cost()
+    assert 0.5 < cost["cpu_seconds"] < 3
+    assert 2e8 < cost["peak_memory"] < 3e8
+    assert cost["seconds"] > 1
+    assert cost["gpu_memory"] is None
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # a fresh copy of the module is wanted
+def test_cores_are_shared_on_systems_without_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    environment = runpy.run_module("modeling_cyclip.comparison.runs")["_environment"]
+    assert environment(0, 2)["OMP_NUM_THREADS"] == "4"
+    assert environment(1, 16)["OMP_NUM_THREADS"] == "1"
+
+
+def test_no_module_needs_what_windows_lacks():
+    for path in Path(modeling_cyclip.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            assert not {"fcntl", "resource"} & set(names), path
+            assert not isinstance(node, ast.Attribute) or node.attr not in ("wait4", "sched_getaffinity"), path
 
 
 def test_a_launcher_starts_the_trainings(arguments, trainer_script):
