@@ -1,10 +1,21 @@
-"""What a comparison measures, checked before anything is trained."""
+"""What a comparison measures, checked before anything is trained, and what may be concluded from several seeds."""
+
+import math
 
 import datasets
 import pytest
+import torch
 
-from modeling_cyclip.comparison.measure import load_evaluations, measure
+from modeling_cyclip.comparison.measure import (
+    difference,
+    load_evaluations,
+    mean_and_std,
+    measure,
+    with_means,
+    without_means,
+)
 from modeling_cyclip.comparison.runs import ComparisonArguments, Run
+from modeling_cyclip.evaluation.intervals import Measure
 from tests.conftest import coloured_image
 
 
@@ -60,3 +71,63 @@ def test_kept_scores_are_those_of_the_data_as_it_is(tmp_path, monkeypatch):
     assert [top1(), top1()] == [2, 2]
     (tmp_path / "test" / "zeroshot_classification_templates.txt").write_text("a {c}\n")
     assert [top1(), top1()] == [3, 3]
+
+
+def test_interval_over_items_is_that_of_the_paired_difference():
+    generator = torch.Generator().manual_seed(0)
+    baseline = (torch.rand(4000, generator=generator) < 0.5).float()
+    better = baseline.clone()
+    better[:400] = 1  # the arms agree on all other items
+    differs = difference([Measure(better)], [Measure(baseline)])
+    gained = better - baseline
+    half = 1.96 * gained.std().item() / math.sqrt(4000)
+    assert differs.value == pytest.approx(gained.mean().item())
+    assert differs.items == pytest.approx((differs.value - half, differs.value + half), abs=0.1 * half)
+
+
+def test_interval_over_seeds_is_students():
+    figures, baseline = [0.50, 0.53, 0.56], [0.50, 0.51, 0.52]
+    differs = difference(figures, baseline)
+    # Differences 0, 0.02, 0.04: mean 0.02, deviation 0.02, and 4.3027 is the 97.5 % point of t with 2 degrees of freedom.
+    half = 4.3027 * 0.02 / math.sqrt(3)
+    assert differs.seeds == pytest.approx((0.02 - half, 0.02 + half), abs=1e-5)
+    assert differs.items is None
+
+
+def test_mean_and_deviation_over_seeds():
+    assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
+    assert mean_and_std([1.0]) == (1.0, None)
+
+
+@pytest.mark.parametrize(
+    "gained, seeds, verdict",
+    [
+        ([0.0, 0.0, 0.0], 3, "no difference shown: the interval over test items includes zero"),
+        ([0.30, 0.31, 0.32], 3, "higher"),
+        ([-0.30, -0.31, -0.32], 3, "lower"),
+        (
+            [0.60, 0.02, 0.02],
+            3,
+            "higher for these models, but no difference shown: the interval over seeds includes zero",
+        ),
+        ([0.3], 1, "higher with this one seed, which says nothing of the next"),
+    ],
+)
+def test_verdict_says_plainly_what_is_not_shown(gained, seeds, verdict):
+    generator = torch.Generator().manual_seed(1)
+    baseline, figures = [], []
+    for share in gained:
+        right = (torch.rand(1000, generator=generator) < 0.3).float()
+        baseline.append(Measure(right))
+        changed = right.clone()
+        wrong_or_right = (right == (0 if share > 0 else 1)).nonzero()[:, 0]
+        changed[wrong_or_right[: int(abs(share) * 1000)]] = float(share > 0)
+        figures.append(Measure(changed))
+    assert len(figures) == seeds
+    assert difference(figures, baseline).verdict == verdict
+
+
+def test_figures_with_and_without_the_modalities_means_are_told_apart():
+    results = {"zero_shot": {"top1": 0.5}, "zero_shot, centred": {"top1": 0.6}, "linear_probe": {"accuracy": 0.7}}
+    assert with_means(results) == {"zero_shot": {"top1": 0.5}, "linear_probe": {"accuracy": 0.7}}
+    assert without_means(results) == {"zero_shot": {"top1": 0.6}}
