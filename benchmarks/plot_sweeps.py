@@ -1,4 +1,4 @@
-"""Draws several sweeps of run_comparison.py beside each other, by zero-shot top-1 of the first evaluation.
+"""Draws several sweeps of `cyclip compare` beside each other, by zero-shot top-1 of the first evaluation.
 
 python benchmarks/plot_sweeps.py sweeps.png outputs/compare_emoji_weights outputs/compare_emoji_warmup
 """

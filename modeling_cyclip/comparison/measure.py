@@ -1,4 +1,6 @@
-"""Measures the trained checkpoints of a comparison by the protocols of evaluation/, and keeps the score of every test item."""
+"""Measures the trained checkpoints of a comparison by the protocols of evaluation/, keeps the score of every test item,
+and sets all of it side by side: over seeds, and against the baseline on the same test items.
+"""
 
 import json
 import math
@@ -19,9 +21,9 @@ from ..evaluation.arguments import DataArguments, EvaluationArguments
 from ..evaluation.encoder import images_fingerprint
 from ..evaluation.evaluation_set import EvaluationSet
 from ..evaluation.intervals import Measure
+from ..evaluation.report import CENTRED
 from ..evaluation.steps import EvaluationData, embed_all, load_data, run_protocols
 from ..evaluation.suite import EmbeddedSets, Figures, Protocol, choose_protocols
-from ..evaluation.report import CENTRED
 from .runs import ComparisonArguments, Run, slug
 
 
@@ -41,7 +43,7 @@ class Evaluation:
         name (`str`):
             What the report calls it.
         arguments (`dict`):
-            Arguments of run_evaluation.py.
+            Arguments of `cyclip evaluate`.
         args ([`EvaluationArguments`]):
             The same, parsed.
         data ([`EvaluationData`]):
@@ -62,12 +64,12 @@ def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
     Opens all that is measured, before anything is trained.
 
     Raises:
-        `ValueError`: arguments that run_evaluation.py would not take, or data that cannot be opened.
+        `ValueError`: arguments that `cyclip evaluate` would not take, or data that cannot be opened.
     """
     evaluations = []
     for name, arguments in args.evaluations.items():
         if not isinstance(arguments, dict):
-            raise ValueError(f"The evaluation {name} must map arguments of run_evaluation.py to values.")
+            raise ValueError(f"The evaluation {name} must map arguments of cyclip evaluate to values.")
         if taken := sorted(set(arguments) & set(RESERVED)):
             raise ValueError(f"A comparison takes no {taken[0]} for an evaluation; leave it out of {name}.")
         arguments = {**arguments, "center": args.center}

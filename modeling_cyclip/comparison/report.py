@@ -38,7 +38,8 @@ def write_report(output_dir: Path, results: dict, pictures: Sequence[tuple[str, 
     for caption, path in pictures:
         png = path.relative_to(output_dir)
         parts.append(f"![{caption}]({png})\n\n{caption} ([SVG]({png.with_suffix('.svg')}))")
-    (output_dir / "report.md").write_text("\n\n".join(part for part in parts if part) + "\n")
+    report = "\n\n".join(part for part in parts if part) + "\n"
+    (output_dir / "report.md").write_text(report, encoding="utf-8")
     return answer
 
 
