@@ -1,4 +1,4 @@
-"""results.json and report.md of a comparison."""
+"""report.md of a comparison and its answer in short, made of what its results.json holds: a model's card shows it, too."""
 
 import json
 import shlex

@@ -283,7 +283,10 @@ def train_runs(runs: list[Run], num_parallel: int = 1, launcher: str | None = No
         while waiting or running:
             for slot in range(num_parallel):
                 if waiting and slot not in running:
-                    running[slot] = _begin(waiting.pop(0), command, _environment(slot, num_parallel))
+                    training = _begin(waiting.pop(0), command, _environment(slot, num_parallel))
+                    running[slot] = training  # first of all, so that it is ended with this comparison
+                    training.run.record(pid=training.process.pid)
+                    training.look()
             time.sleep(LOOK_SECONDS)
             for slot, training in list(running.items()):
                 training.look()
@@ -346,10 +349,7 @@ def _begin(run: Run, launcher: list[str], environment: dict[str, str]) -> _Train
         command += ["--skip_memory_metrics", "false"]
     is_new = not run.record_path.is_file()
     with open(run.folder / "log.txt", "a") as log:
-        training = _Training(run, subprocess.Popen(command, stdout=log, stderr=log, env=environment), lock, is_new)
-    run.record(pid=training.process.pid)
-    training.look()
-    return training
+        return _Training(run, subprocess.Popen(command, stdout=log, stderr=log, env=environment), lock, is_new)
 
 
 def _end(training: _Training) -> None:
