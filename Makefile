@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint format
+.PHONY: quickstart test test-slow docs lint format
 
 # Draws pictures, trains CLIP and CyCLIP, classifies one picture with plain transformers, and compares both on held-out pairs.
 quickstart: .venv/installed
@@ -19,7 +19,11 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
-lint: .venv/installed
+# The pages of docs/ into site/. Any warning ends it. The variable silences a notice that is none of the pages.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+lint: .venv/installed docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -32,5 +36,5 @@ format: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cyclip needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,eval,dev,docs]"
 	touch $@
