@@ -374,12 +374,8 @@ def _end(training: _Training) -> None:
 
 def _peak_gpu_memory(log: dict[str, float]) -> float | None:
     """What was allocated when the Trainer was made, what was added to it, and how far the peak was above that."""
-    parts = (
-        "before_init_mem_gpu",
-        "init_mem_gpu_alloc_delta",
-        "train_mem_gpu_alloc_delta",
-        "train_mem_gpu_peaked_delta",
-    )
+    added = ("init_mem_gpu_alloc_delta", "train_mem_gpu_alloc_delta", "train_mem_gpu_peaked_delta")
+    parts = ("before_init_mem_gpu", *added)
     return sum(log[part] for part in parts) if parts[-1] in log else None
 
 
