@@ -30,15 +30,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def add_card_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--results", type=Path, nargs="+", default=[], help="results.json files of evaluation/run_evaluation.py"
-    )
+    parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.json files of cyclip evaluate")
     parser.add_argument(
         "--results_of", help="what this model is called in them (default: its folder or its name on the Hub)"
     )
-    parser.add_argument(
-        "--comparison", type=Path, help="output folder of training/run_comparison.py, for the card to report"
-    )
+    parser.add_argument("--comparison", type=Path, help="output folder of cyclip compare, for the card to report")
     parser.add_argument(
         "--license", help="the Hub's identifier of the weights' licence, such as apache-2.0 or cc-by-4.0"
     )

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
 
-from ..hub.card import CARD, read_comparison
-from ..hub.checkpoint_folder import check_checkpoint, left_out
-from ..hub.publish import make_plan, publish
-from ..hub.publish_space import plan_space, publish_space, space_images
-from ..hub.repository import NOTHING, Published, PublishError, describe, read_published
+from ..hub.card import CARD, check_checkpoint, read_comparison
+from ..hub.publish import NOTHING, Published, PublishError, describe, left_out, make_plan, publish, read_published
+from ..hub.space import plan_space, publish_space, space_images
 from .card import add_card_arguments, read_all_results
 
 
@@ -45,12 +43,13 @@ def main(argv: list[str] | None = None) -> None:
         comparison = read_comparison(args.comparison)
         card = {"license": args.license, "new_card": args.new_card, "comparison": comparison}
         if args.dry_run:
-            plan = make_plan(args.output_dir, args.repo_id, _ask(args.repo_id, args.revision), evaluations, **card)
-            print(f"{args.repo_id} would be published with\n{describe(plan.uploads, plan.deletions, plan.published)}")
+            published = _ask(args.repo_id, args.revision)
+            uploads, deletions, card = make_plan(args.output_dir, args.repo_id, published, evaluations, **card)
+            print(f"{args.repo_id} would be published with\n{describe(uploads, deletions, published)}")
             print(f"  left out: {', '.join(left_out(args.output_dir)) or 'nothing'}")
             if args.with_space:
                 published = _ask(args.repo_id, repo_type="space")
-                space["license"] = plan.card.data.get("license")
+                space["license"] = card.data.get("license")
                 uploads, deletions = plan_space(args.output_dir, args.repo_id, published, **space)
                 print(f"The Space {args.repo_id} would be published with\n{describe(uploads, deletions, published)}")
             return

@@ -17,7 +17,7 @@ from ..checkpoints import last_complete_checkpoint
 from ..data.augment import SecondView
 from ..data.captions import DataArguments, iterate_captions, load_captioned_datasets
 from ..evaluation.during_training import ZeroShotMetrics
-from ..hub.repository import PublishError
+from ..hub.publish import PublishError
 from ..trainer import CyCLIPTrainer
 from ..training_args import CyCLIPTrainingArguments
 from .train_checks import check_evaluation, check_output_folder, overfit_report, set_up_overfit_check

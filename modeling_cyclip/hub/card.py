@@ -1,22 +1,25 @@
 """Writes the card of a model: its README.md, from what its folder and results of evaluation hold.
 
-python model_cards/card.py OUTPUT_DIR --model_id user/name --results results/results.json
+cyclip card OUTPUT_DIR --model_id user/name --results results/results.json
 """
 
 import json
 import logging
+import math
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils.sha import sha_fileobj
+from matplotlib.figure import Figure as Plot
+from safetensors import SafetensorError, safe_open
 
 from ..comparison.report import answer_table
 from ..package_files import package_file
 from ..run_record import RUN_RECORD
-from .checkpoint_folder import check_checkpoint, count_parameters, sha256
 from .results import Figure, eval_results
-from .training_curve import draw_training_curve
 
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,17 @@ LOGGED = (
 COMPARED = ("arms", "seeds", "training_pairs", "hardware", "environment", "commit", "notes", "cost", "results")
 DATA = ("dataset_name", "train_file", "train_shards")
 EVALUATED = ("eval_loss", "eval_contrastive_loss", "eval_inmodal_cyclic_loss", "eval_crossmodal_cyclic_loss")
+
+# Of the curve: what each panel shows, and what it calls it.
+PARTS = {
+    "loss": "loss",
+    "contrastive_loss": "contrastive",
+    "inmodal_cyclic_loss": "in-modal, unweighted",
+    "crossmodal_cyclic_loss": "cross-modal, unweighted",
+    "inmodal_contrastive_loss": "in-modal contrastive",
+}
+RECALLS = {"image_to_text_recall@1": "image to text", "text_to_image_recall@1": "text to image"}
+COLOURS = ("black", "#2a6fbb", "#c0622d", "#2e8b57", "#8a4fa3")
 
 
 def make_card(
@@ -158,7 +172,7 @@ def _last(logs: list[dict], names: Iterable[str]) -> dict[str, float]:
 
 def read_comparison(folder: Path | None) -> dict[str, Any] | None:
     r"""
-    What training/run_comparison.py found, without names of local folders: for the card, and to be published with it.
+    What `cyclip compare` found, without names of local folders: for the card, and to be published with it.
 
     Raises:
         `ValueError`: no report in that folder.
@@ -169,7 +183,7 @@ def read_comparison(folder: Path | None) -> dict[str, Any] | None:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         return {name: results[name] for name in COMPARED}
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} is not the output folder of training/run_comparison.py: {error!r}") from error
+        raise ValueError(f"{folder} is not the output folder of cyclip compare: {error!r}") from error
 
 
 def merge_results(card: ModelCard, results: Iterable[EvalResult], model_name: str) -> None:
@@ -214,3 +228,88 @@ def edited_card(output_dir: str | Path) -> ModelCard | None:
     if not path.is_file() or (written.is_file() and written.read_text().strip() == sha256(path)):
         return None
     return ModelCard.load(path)
+
+
+def weight_files(output_dir: Path) -> list[Path]:
+    return sorted(output_dir.glob("*.safetensors"))
+
+
+def check_checkpoint(output_dir: Path) -> None:
+    r"""
+    Raises:
+        `ValueError`: no checkpoint there, or one whose weights are cut off or lack a file.
+    """
+    if (output_dir / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{output_dir} holds an adapter. Merge it into its model first: cyclip train with --resume_from_checkpoint "
+            "--merge_lora, on the run that made it."
+        )
+    if not (output_dir / "config.json").is_file() or not weight_files(output_dir):
+        raise ValueError(f"{output_dir} holds no checkpoint: it needs config.json and weights in safetensors.")
+    for index in output_dir.glob("*.safetensors.index.json"):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(name for name in named if not (output_dir / name).is_file()):
+            raise ValueError(f"{index} names weights that are not there: {', '.join(missing)}.")
+    for path in weight_files(output_dir):
+        _read_shapes(path)
+
+
+def count_parameters(output_dir: Path) -> int:
+    """Numbers in the weights; what batch norm counts along is no parameter."""
+    return sum(
+        math.prod(shape)
+        for path in weight_files(output_dir)
+        for name, shape in _read_shapes(path).items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
+
+
+def _read_shapes(path: Path) -> dict[str, list[int]]:
+    try:
+        with safe_open(path, "pt") as weights:
+            return {name: weights.get_slice(name).get_shape() for name in weights.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut off or damaged: {error}. Save the model again.") from error
+
+
+def sha256(content: Path | bytes) -> str:
+    """What the Hub tells large files apart by."""
+    with BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        return sha_fileobj(file).hex()
+
+
+def draw_training_curve(log_history: list[dict], path: Path) -> bool:
+    r"""
+    Args:
+        log_history (`list[dict]`):
+            What the Trainer has logged, as trainer_state.json holds it.
+        path (`Path`):
+            The PNG to write.
+
+    Returns:
+        `bool`: whether there was anything to draw.
+    """
+    steps = [entry for entry in log_history if "loss" in entry]
+    if len(steps) < 2:
+        return False
+    evaluated = [(entry["step"], entry["eval_loss"]) for entry in log_history if "eval_loss" in entry]
+    figure = Plot(figsize=(10, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, curves in zip(panels, (PARTS, RECALLS), strict=True):
+        for (name, label), colour in zip(curves.items(), COLOURS, strict=False):
+            points = [(entry["step"], entry[name]) for entry in steps if name in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, color=colour, linewidth=1.2)
+        if axes is panels[0] and evaluated:
+            axes.plot(
+                *zip(*evaluated, strict=True), label="loss, validation", color="black", linestyle="--", marker="."
+            )
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+    panels[0].set(ylabel="loss", yscale="log", title="loss and its parts")
+    panels[1].set(ylabel="recall@1", ylim=(0, 1), title="recall@1 within a training batch")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the date, so that the same training gives the same file and is not uploaded again.
+    figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
+    return True

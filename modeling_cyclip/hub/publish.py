@@ -1,62 +1,121 @@
 """Publishes a checkpoint on the Hub: model, processor, card, plots, logs and results, in one commit.
 
-python model_cards/publish.py OUTPUT_DIR user/name --results results/results.json --dry_run
-python model_cards/publish.py OUTPUT_DIR user/name --results results/results.json --license apache-2.0
+cyclip publish OUTPUT_DIR user/name --results results/results.json --dry_run
+cyclip publish OUTPUT_DIR user/name --results results/results.json --license apache-2.0
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard, eval_result_entries_to_yaml
+import yaml
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    EvalResultEntry,
+    HfApi,
+    ModelCard,
+    RepoCard,
+    SpaceCard,
+    eval_result_entries_to_yaml,
+    parse_eval_result_entries,
+)
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import yaml_dump
+from huggingface_hub.utils.sha import git_hash
 
-from .card import (
-    CARD,
-    edited_card,
-    make_card,
-    merge_results,
-    write_card,
-)
-from .checkpoint_folder import check_checkpoint, published_files, sha256, weight_files
-from .repository import (
-    Published,
-    commit,
-    read_published,
-    saying_how_to_go_on,
-)
+from ..run_record import RUN_RECORD
+from .card import CARD, check_checkpoint, edited_card, make_card, merge_results, sha256, weight_files, write_card
 from .results import Evaluation, eval_result_entries, eval_results, merge_entries
 
+
+# A list of what goes, not of what stays: pickles (training_args.bin, optimizer states), checkpoint-* folders and whatever
+# else lies there are never published. The *.py are the modelling files of a ResNet checkpoint.
+PUBLISHED = (
+    "config.json", "*.safetensors", "*.safetensors.index.json", "*.py", "preprocessor_config.json", "processor_config.json",
+    "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", RUN_RECORD,
+    "trainer_state.json", "*_results.json", "plots/*.png", "runs/**/events.out.tfevents.*",
+)  # fmt: skip
 
 # Files in the repository that belong to its weights: new weights must not stand beside those of others.
 OF_THE_WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", ".eval_results/*", "comparison/*", "evaluation/*", "plots/*", "runs/*",
 )  # fmt: skip
 
+CARDS = {"model": ModelCard, "space": SpaceCard}
+
+
+class PublishError(RuntimeError):
+    """The Hub did not take it. The message says how to go on."""
+
 
 @dataclass(frozen=True)
-class Plan:
+class Published:
     r"""
-    What a commit would do.
+    What the repository holds at the revision that is published to.
 
     Args:
-        uploads (`dict[str, Path | bytes]`):
-            What the repository shall hold, by path; unchanged files among it.
-        deletions (`list[str]`):
-            What it shall hold no longer.
-        card ([`~huggingface_hub.ModelCard`]):
+        commit (`str`, *optional*):
+            The last commit.
+        files (`dict[str, RepoFile]`):
+            Its files by path.
+        card ([`~huggingface_hub.RepoCard`], *optional*):
             Its card.
-        published ([`Published`]):
-            What it holds.
+        eval_results (`dict[str, list[EvalResultEntry]]`):
+            Its `.eval_results/*.yaml` by path.
     """
 
-    uploads: dict[str, Path | bytes]
-    deletions: list[str]
-    card: ModelCard
-    published: Published
+    commit: str | None
+    files: dict[str, RepoFile]
+    card: RepoCard | None
+    eval_results: dict[str, list[EvalResultEntry]]
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of its weights by path."""
+        weights = {
+            path: file for path, file in self.files.items() if fnmatch(path, "*.safetensors") and "/" not in path
+        }
+        return {path: file.lfs.sha256 if file.lfs else file.blob_id for path, file in weights.items()}
+
+    def has(self, path: str, content: Path | bytes) -> bool:
+        file = self.files.get(path)
+        if file is None:
+            return False
+        if file.lfs is not None:
+            return file.lfs.sha256 == sha256(content)
+        content = content.read_bytes() if isinstance(content, Path) else content
+        return file.blob_id == git_hash(content)
+
+
+NOTHING = Published(commit=None, files={}, card=None, eval_results={})
+
+
+def read_published(api: HfApi, repo_id: str, revision: str | None = None, repo_type: str = "model") -> Published:
+    """What is on the Hub now; nothing, where the repository or the branch does not exist."""
+    try:
+        commit = api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return NOTHING
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
+    files = {file.path: file for file in tree if isinstance(file, RepoFile)}
+
+    def download(path: str) -> Path:
+        return Path(api.hf_hub_download(repo_id, path, revision=commit, repo_type=repo_type))
+
+    card = CARDS[repo_type].load(download(CARD)) if CARD in files else None
+    eval_results = {
+        path: parse_eval_result_entries(yaml.safe_load(download(path).read_text(encoding="utf-8")))
+        for path in files
+        if fnmatch(path, ".eval_results/*.yaml")
+    }
+    return Published(commit, files, card, eval_results)
 
 
 def publish(
@@ -117,10 +176,10 @@ def publish(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         published = read_published(api, repo_id, revision)
     card = {"license": license, "new_card": new_card, "comparison": comparison}
-    plan = make_plan(output_dir, repo_id, published, evaluations, **card)
+    uploads, deletions, card = make_plan(output_dir, repo_id, published, evaluations, **card)
     with saying_how_to_go_on(output_dir, repo_id):
-        committed = commit(api, repo_id, plan.uploads, plan.deletions, published, commit_message, revision)
-    write_card(output_dir, plan.card)
+        committed = commit(api, repo_id, uploads, deletions, published, commit_message, revision)
+    write_card(output_dir, card)
     return committed
 
 
@@ -133,8 +192,8 @@ def make_plan(
     license: str | None = None,
     new_card: bool = False,
     comparison: dict[str, Any] | None = None,
-) -> Plan:
-    """What a commit has to do. Arguments as of [`publish`]."""
+) -> tuple[dict[str, Path | bytes], list[str], ModelCard]:
+    """What the repository shall hold, by path, what no longer, and its card. Arguments as of [`publish`]."""
     is_same_model = published.weights == {path.name: sha256(path) for path in weight_files(output_dir)}
     figures = [figure for evaluation in evaluations for figure in evaluation.figures]
     card = None if new_card else edited_card(output_dir)
@@ -166,4 +225,86 @@ def make_plan(
     if published.weights and not is_same_model:
         old = [path for path in published.files if any(fnmatch(path, pattern) for pattern in OF_THE_WEIGHTS)]
         deletions = [path for path in old if path not in uploads]
-    return Plan(uploads, deletions, card, published)
+    return uploads, deletions, card
+
+
+def published_files(output_dir: Path) -> list[Path]:
+    """The files to publish, the card aside."""
+    return sorted({path for pattern in PUBLISHED for path in output_dir.glob(pattern) if path.is_file()})
+
+
+def left_out(output_dir: Path) -> list[str]:
+    """What stays, folders by their names."""
+    published = {path.relative_to(output_dir) for path in published_files(output_dir)}
+    folders = {path.parts[0] for path in published}
+    return sorted(
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in output_dir.iterdir()
+        if path.name not in folders and path.name != "README.md" and not path.name.startswith(".")
+    )
+
+
+def commit(
+    api: HfApi,
+    repo_id: str,
+    uploads: Mapping[str, Path | bytes],
+    deletions: Sequence[str],
+    published: Published,
+    message: str,
+    revision: str | None = None,
+    repo_type: str = "model",
+) -> CommitInfo:
+    """Uploads and deletes in one commit. If somebody else commits meanwhile, the plan is void and nothing happens."""
+    operations = [CommitOperationDelete(path) for path in deletions]
+    operations += [CommitOperationAdd(path, content) for path, content in uploads.items()]
+    return api.create_commit(
+        repo_id,
+        operations=operations,
+        commit_message=message,
+        revision=revision,
+        repo_type=repo_type,
+        parent_commit=published.commit,
+    )
+
+
+def describe(uploads: Mapping[str, Path | bytes], deletions: Sequence[str], published: Published) -> str:
+    """What a dry run shows."""
+    lines = []
+    for path, content in sorted(uploads.items()):
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        if published.has(path, content):
+            state = "is there"
+        else:
+            state = "replaces" if path in published.files else "new"
+        lines.append(f"  {state:>8}  {size:>13,}  {path}")
+    return "\n".join([*lines, *(f"   deleted  {published.files[path].size:>13,}  {path}" for path in deletions)])
+
+
+@contextmanager
+def saying_how_to_go_on(output_dir: Path, repo_id: str, what: str = "") -> Iterator[None]:
+    """Turns what goes wrong with the Hub into a [`PublishError`]. `what` stands before the name: `"the Space "`."""
+    try:
+        yield
+    except Exception as error:  # huggingface_hub, its HTTP client and hf_xet share no base class
+        raise PublishError(_how_to_go_on(error, output_dir, repo_id, what)) from error
+
+
+def _how_to_go_on(error: Exception, output_dir: Path, repo_id: str, what: str) -> str:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    again = f"run the same command again (after a training: cyclip publish {output_dir} {repo_id})"
+    if status in (401, 403):
+        return (
+            f"The Hub does not let this token write to {what}{repo_id} (status {status}). Log in with `hf auth login`, or "
+            f"set HF_TOKEN to a token with write permission, then {again}."
+        )
+    if status == 412:
+        return f"Somebody else has changed {what}{repo_id} meanwhile, so nothing was published. To build on that, {again}."
+    cause = f": {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
+    failed = f"{what}{repo_id} was not published: {error}{cause}"
+    # A wrong name or wrong metadata (ValueError), or what the Hub refuses (4xx, but for "too many requests").
+    if isinstance(error, ValueError) or (status is not None and status < 500 and status != 429):
+        return f"{failed}\nThis stays so until it is corrected."
+    return (
+        f"{failed}\nFiles already uploaded wait on the Hub, out of sight until the "
+        f"commit that comes last. To go on with what is missing, {again}."
+    )

@@ -1,4 +1,4 @@
-"""From the results.json of evaluation/ to the forms in which the Hub takes evaluation results."""
+"""From the results.json of an evaluation to the forms in which the Hub takes evaluation results."""
 
 import hashlib
 import json
@@ -134,7 +134,7 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
         header = json.loads(Path(path).read_text(encoding="utf-8"))
         tables, data = header.pop("results"), header["data"]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a results.json of evaluation/run_evaluation.py: {error!r}") from error
+        raise ValueError(f"{path} is not a results.json of cyclip evaluate: {error!r}") from error
     wanted = {Path(name).resolve() for name in names}
     heading = next((heading for heading in tables if Path(heading).resolve() in wanted), None)
     if heading is None:
@@ -164,7 +164,7 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
         for task, figures in table.items()
         for name, figure in figures.items()
     ]
-    # evaluation/ draws the checkpoint that it measures first.
+    # An evaluation draws the checkpoint that it measures first.
     plots = sorted(Path(path).parent.glob("plots/*.png")) if heading == next(iter(tables)) else []
     return Evaluation(plots, header, table, figures)
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, eval_result_entries_to_yaml, parse_eval_r
 from modeling_cyclip import CyCLIPModel
 from modeling_cyclip.commands.card import main
 from modeling_cyclip.hub.card import (
+    count_parameters,
     edited_card,
     make_card,
     merge_results,
@@ -17,7 +18,7 @@ from modeling_cyclip.hub.card import (
     write_card,
     write_model_card,
 )
-from modeling_cyclip.hub.checkpoint_folder import count_parameters, left_out, published_files
+from modeling_cyclip.hub.publish import left_out, published_files
 from modeling_cyclip.hub.results import eval_result_entries, eval_results, read_results
 from tests.hub.conftest import write_results
 
@@ -62,7 +63,7 @@ def test_reports_the_comparison_that_the_model_is_from(run_folder, comparison):
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="not the output folder of training/run_comparison"):
+    with pytest.raises(ValueError, match="not the output folder of cyclip compare"):
         read_comparison(tmp_path)
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
-from modeling_cyclip.hub.repository import PublishError, saying_how_to_go_on
+from modeling_cyclip.hub.publish import PublishError, saying_how_to_go_on
 from tests.hub.conftest import write_results
 from tests.hub.loopback import Fault
 

@@ -8,7 +8,7 @@ from huggingface_hub import CommitInfo, HfApi, SpaceCard
 from ..data.images import list_images
 from ..package_files import package_file
 from .card import CARD
-from .repository import Published, PublishError, commit, read_published, saying_how_to_go_on
+from .publish import Published, PublishError, commit, read_published, saying_how_to_go_on
 
 
 PAGE = package_file("model_cards/space")
