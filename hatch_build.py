@@ -7,6 +7,7 @@ ROOMS = (
     "training/recipes",
     "training/accelerate",
     "evaluation/benchmarks.yaml",
+    "evaluation/metrics",
     "model_cards/template.md",
     "model_cards/space",
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available
 
@@ -232,6 +232,9 @@ def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, 
     if args.model_size is not None or args.tokenizer_name is None:
         _fit_vocabulary(text_config, tokenizer)
     check_tokenizer(tokenizer, config)
+    # Imported only where it is made: without torchvision, transformers says at every import what it does instead.
+    from transformers import CLIPImageProcessor
+
     image_size = config.vision_config.image_size
     image_processor = CLIPImageProcessor(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPProcessor, CLIPTokenizer
 from transformers.utils import cached_file
 
 from .convert_state_dict import model_from_state_dict, model_to_state_dict
@@ -169,6 +169,9 @@ def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | 
             tokenizer = load_tokenizer(CLIP_VOCABULARY, text.vocab_size, text.max_position_embeddings)
         except OSError as error:
             absent = f"since {CLIP_VOCABULARY} cannot be had from the Hub ({error})"
+
+    # As in build_model.py: transformers has something to say of this import.
+    from transformers import CLIPImageProcessor
 
     processor = CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **normalisation
