@@ -1,9 +1,11 @@
 """What the page answers, as functions of embeddings: zero-shot classification, nearest neighbours, whether they agree."""
 
-from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+from modeling_cyclip.evaluation.ranking import majority_votes
 
 
 def zero_shot(image_embed: Tensor, label_embeds: Tensor, logit_scale: float) -> list[float]:
@@ -41,8 +43,9 @@ def most_similar(query: Tensor, embeds: Tensor, count: int) -> list[tuple[int, f
 
 def majority(classes: Sequence[str]) -> str:
     """The most frequent class, nearest first. Where several lead, the farthest neighbours lose their vote until one does."""
-    first, *others = Counter(classes).most_common(2)
-    return majority(classes[:-1]) if others and others[0][1] == first[1] else first[0]
+    names = sorted(set(classes))
+    labels = torch.tensor([[names.index(name) for name in classes]])
+    return names[majority_votes(labels, [len(classes)])[len(classes)].item()]
 
 
 def agree(label: str, neighbours_class: str, labels: Sequence[str]) -> bool | None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import gradio as gr
 from answers import agree, majority, most_similar, zero_shot
 from checkpoint import Checkpoint, ReferenceImages, embed_folder
-from image_folder import open_image
+
+from modeling_cyclip.data.images import load_image
 
 
 HERE = Path(__file__).parent
@@ -45,7 +46,7 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
             return verdict(missing), None, None, []
         if "{}" not in sentence:
             return verdict("The sentence needs {} where the label goes."), None, None, []
-        image_embed = checkpoint.embed_images([open_image(Path(path))])[0]
+        image_embed = checkpoint.embed_images([load_image(path)])[0]
         label_embeds = checkpoint.embed_texts([sentence.replace("{}", name) for name in names])
         probabilities = dict(zip(names, zero_shot(image_embed, label_embeds, checkpoint.logit_scale), strict=True))
         label = max(probabilities, key=probabilities.get)

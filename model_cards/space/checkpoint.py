@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from image_folder import class_of, list_images, open_image
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
+
+from modeling_cyclip.data.images import BrokenImageError, class_of, list_images, load_image
 
 
 class Checkpoint:
@@ -82,9 +83,9 @@ def embed_folder(folder: Path, checkpoint: Checkpoint, batch_size: int = 32) -> 
     files = list_images(folder)
     for number, path in enumerate(files, start=1):
         try:
-            batch.append(open_image(path))
+            batch.append(load_image(path))
             paths.append(path)
-        except Exception:  # Pillow's decoders raise nearly anything on a damaged file
+        except BrokenImageError:
             broken.append(path.relative_to(folder).as_posix())
         if batch and (len(batch) == batch_size or number == len(files)):
             rows.append(checkpoint.embed_images(batch))

@@ -6,13 +6,16 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi, SpaceCard
 
 from ..data.images import list_images
-from ..package_files import package_file
+from ..package_files import PACKAGE, package_file
 from .card import CARD
 from .publish import Published, PublishError, commit, read_published, saying_how_to_go_on
 
 
 PAGE = package_file("model_cards/space")
-CODE = ("app.py", "answers.py", "checkpoint.py", "image_folder.py", "requirements.txt")
+# The two files of the package lie where an import finds them; without an __init__.py they need nothing else of it.
+CODE = {name: PAGE / name for name in ("app.py", "answers.py", "checkpoint.py", "requirements.txt")} | {
+    f"{PACKAGE.name}/{name}": PACKAGE / name for name in ("data/images.py", "evaluation/ranking.py")
+}
 CHECKPOINT = "checkpoint.json"
 
 
@@ -81,7 +84,7 @@ def plan_space(
     config = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
     # The arguments of the page's Checkpoint. Only the code of the model that the Space is published with is trusted.
     checkpoint = {"name": repo_id, "revision": revision, "trust_remote_code": "auto_map" in config}
-    uploads: dict[str, Path | bytes] = {name: PAGE / name for name in CODE}
+    uploads: dict[str, Path | bytes] = {**CODE}
     uploads[CHECKPOINT] = (json.dumps(checkpoint, indent=2) + "\n").encode()
     uploads[CARD] = str(_card(repo_id, published, license)).encode()
     if images is None:

@@ -18,10 +18,9 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from model_cards.space.answers import agree, majority, most_similar, zero_shot
-from model_cards.space.image_folder import class_of, list_images, open_image
+from modeling_cyclip.data.images import class_of, list_images, load_image
 from modeling_cyclip.evaluation.consistency import neighbour_votes
 from tests.conftest import COLOURS, coloured_image
-from tests.hub.test_round_trip import ABSENT
 
 
 # What it answers
@@ -66,7 +65,7 @@ def test_images_come_from_class_folders(tmp_path):
     found = [class_of(path, tmp_path) for path in list_images(tmp_path)]
     assert found == ["dog", "polar bear"] and list_images(tmp_path / "absent") == []
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "3.png")
-    assert open_image(tmp_path / "3.png").getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(tmp_path / "3.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 # How it is published
@@ -84,7 +83,8 @@ def images(tmp_path) -> Path:
     return folder
 
 
-CODE = {"app.py", "answers.py", "checkpoint.py", "image_folder.py", "requirements.txt"}
+PARTS = {"modeling_cyclip/data/images.py", "modeling_cyclip/evaluation/ranking.py"}
+CODE = {"app.py", "answers.py", "checkpoint.py", "requirements.txt"} | PARTS
 
 
 def test_space_is_published_beside_the_model(hub, publish, run_folder, images):
@@ -150,6 +150,52 @@ def test_folder_without_images_is_refused_before_anything_is_published(hub, publ
     assert done.returncode != 0 and "add --with_space" in done.stderr
 
 
+# As the Hub runs it: of modeling_cyclip there are the two files that lie in the Space, and nothing is installed.
+ON_THE_HUB = """
+import sys
+from importlib.machinery import PathFinder
+
+class Alone:
+    def find_spec(self, name, path=None, target=None):
+        return PathFinder.find_spec(name, ["."]) if name == "modeling_cyclip" else None
+
+sys.meta_path.insert(0, Alone())
+sys.path.insert(0, "")
+"""
+
+
+def write_space(hub, repo_id: str, folder: Path) -> None:
+    for path, content in hub.files(f"spaces/{repo_id}").items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def test_space_brings_all_that_it_needs_of_the_package(hub, publish, run_folder, images, tmp_path):
+    assert publish(run_folder, "tester/vit", "--with_space", "--space_images", images).returncode == 0
+    write_space(hub, "tester/vit", tmp_path / "space")
+    code = f"""{ON_THE_HUB}
+from pathlib import Path
+from answers import majority, most_similar
+from checkpoint import Checkpoint, embed_folder
+
+references = embed_folder(Path("images"), Checkpoint("tester/vit"))
+found = most_similar(references.embeds[0], references.embeds, 1)
+assert references.paths[found[0][0]] == Path("images/blue/0.png") and majority(references.classes[:4]) == "blue"
+assert references.broken == ["red/broken.png"]
+assert sys.modules["modeling_cyclip"].__file__ is None
+loaded = {{name for name in sys.modules if name.startswith("modeling_cyclip.")}}
+print(*sorted(loaded))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, cwd=tmp_path / "space", env=hub.environment(tmp_path / "home"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [
+        "modeling_cyclip.data", "modeling_cyclip.data.images", "modeling_cyclip.evaluation", "modeling_cyclip.evaluation.ranking",
+    ]  # fmt: skip
+
+
 # The page in a browser
 
 BROWSER = shutil.which("chromium")
@@ -170,15 +216,13 @@ def playwright():
 
 @contextmanager
 def opened_page(playwright, hub, repo_id: str, workplace: Path) -> Iterator:
-    """The Space as the Hub would run it: its files, plain transformers, no package of ours. Yields playwright's page."""
-    for path, content in hub.files(f"spaces/{repo_id}").items():
-        (workplace / path).parent.mkdir(parents=True, exist_ok=True)
-        (workplace / path).write_bytes(content)
+    """The Space as the Hub would run it: its files, plain transformers, no installed package of ours. Yields playwright's page."""
+    write_space(hub, repo_id, workplace)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = hub.environment(workplace / "home") | {"GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
-    code = f"{ABSENT}\nimport runpy\nrunpy.run_path('app.py', run_name='__main__')"
+    code = f"{ON_THE_HUB}\nimport runpy\nrunpy.run_path('app.py', run_name='__main__')"
     command = [sys.executable, "-c", code]
     log = subprocess.PIPE
     app = subprocess.Popen(command, cwd=workplace, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
