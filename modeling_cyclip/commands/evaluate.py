@@ -13,10 +13,11 @@ from accelerate import PartialState
 
 from ..arguments import parse_with_config
 from ..evaluation.arguments import DataArguments, EvaluationArguments
+from ..evaluation.embeddings import embed_all
+from ..evaluation.evaluation_set import load_data
 from ..evaluation.plots import draw_pictures
+from ..evaluation.protocols import choose_protocols, measure
 from ..evaluation.report import MINUS, differences, results_json, write_report
-from ..evaluation.steps import embed_all, load_data, run_protocols
-from ..evaluation.suite import choose_protocols
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,34 +27,31 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with state.main_process_first():
             data = load_data(data_args, args.baseline_points)
-        protocols = choose_protocols(args.tasks, data.test, data.train, data.shifts)
+        protocols = choose_protocols(args.tasks, data)
         if not any("train" in protocol.needs for protocol in protocols.values()):
             data = replace(data, train=None)
-        sets = embed_all(args.model_name_or_path, data, args, state)
-        compared_sets = None if args.compare_to is None else embed_all(args.compare_to, data, args, state)
+        checkpoints = [name for name in (args.model_name_or_path, args.compare_to) if name is not None]
+        embedded = [embed_all(checkpoint, data, args, state) for checkpoint in checkpoints]
         if not state.is_main_process:
             return
-        tables = {f"{args.model_name_or_path}": run_protocols(protocols, sets, args.center)}
-        if compared_sets is not None:
-            compared = run_protocols(protocols, compared_sets, args.center)
-            tables[args.compare_to] = compared
-            tables[f"{args.model_name_or_path}{MINUS}{args.compare_to}"] = differences(
-                tables[args.model_name_or_path], compared
-            )
+        figures = [measure(one, protocols, args.center) for one in embedded]
+        tables = dict(zip(checkpoints, figures, strict=True))
+        if args.compare_to is not None:
+            tables[MINUS.join(checkpoints)] = differences(*figures)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
     output_dir = Path(args.output_dir)
-    pictures = draw_pictures(sets.test, output_dir / "plots", args.seed) if args.plots else []
+    pictures = draw_pictures(embedded[0], output_dir / "plots", args.seed) if args.plots else []
     header = {
-        "data": data.test.name,
-        "metric of the paper": data.test.benchmark.metric,
+        "data": data.name,
+        "metric of the paper": data.benchmark.metric,
         "precision": args.dtype,
         "seed": args.seed,
         "seconds": round(time.perf_counter() - start, 1),
     }
     tables = {heading: results_json(results, args.seed) for heading, results in tables.items()}
-    print(f"\n{data.test.name}\n\n{write_report(output_dir, header, tables, pictures)}\n")
+    print(f"\n{data.name}\n\n{write_report(output_dir, header, tables, pictures)}\n")
 
 
 if __name__ == "__main__":

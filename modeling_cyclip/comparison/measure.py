@@ -18,12 +18,12 @@ from scipy.stats import t
 from transformers import HfArgumentParser
 
 from ..evaluation.arguments import DataArguments, EvaluationArguments
-from ..evaluation.encoder import images_fingerprint
-from ..evaluation.evaluation_set import EvaluationSet
+from ..evaluation.embeddings import EmbeddedSet, embed_all, images_fingerprint
+from ..evaluation.evaluation_set import EvaluationSet, load_data
 from ..evaluation.intervals import Measure
+from ..evaluation.protocols import Figures, Protocol, choose_protocols
+from ..evaluation.protocols import measure as measure_embedded
 from ..evaluation.report import CENTRED
-from ..evaluation.steps import EvaluationData, embed_all, load_data, run_protocols
-from ..evaluation.suite import EmbeddedSets, Figures, Protocol, choose_protocols
 from .runs import ComparisonArguments, Run, slug
 
 
@@ -46,8 +46,8 @@ class Evaluation:
             Arguments of `cyclip evaluate`.
         args ([`EvaluationArguments`]):
             The same, parsed.
-        data ([`EvaluationData`]):
-            Test set, reference images and shifts.
+        data ([`EvaluationSet`]):
+            Test set, with reference images and shifts.
         protocols (`dict[str, Protocol]`):
             Protocols by name.
     """
@@ -55,7 +55,7 @@ class Evaluation:
     name: str
     arguments: dict
     args: EvaluationArguments
-    data: EvaluationData
+    data: EvaluationSet
     protocols: dict[str, Protocol]
 
 
@@ -77,7 +77,7 @@ def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
         try:
             data_args, evaluation_args = parser.parse_dict({**arguments, "model_name_or_path": "", "output_dir": ""})
             data = load_data(data_args, evaluation_args.baseline_points)
-            protocols = choose_protocols(evaluation_args.tasks, data.test, data.train, data.shifts)
+            protocols = choose_protocols(evaluation_args.tasks, data)
         except (TypeError, ValueError) as error:
             raise ValueError(f"evaluation {name}: {error}") from error
         shifts = [short_name(shift) for shift in data.shifts]
@@ -86,7 +86,7 @@ def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
                 f"evaluation {name}: shifted sets need different names, got {', '.join(shifts)}. Rename a folder."
             )
         evaluations.append(Evaluation(name, arguments, evaluation_args, data, protocols))
-    class_names = evaluations[0].data.test.class_names or []
+    class_names = evaluations[0].data.class_names or []
     if unknown := [name for name in args.plane_classes if name not in class_names]:
         raise ValueError(f"--plane_classes: {evaluations[0].name} has no class {unknown[0]}.")
     return evaluations
@@ -102,26 +102,27 @@ def measure(run: Run, evaluation: Evaluation) -> dict[str, Figures]:
     path = run.folder / "evaluation" / f"{slug(evaluation.name)}.safetensors"
     said = json.dumps({**evaluation.arguments, "data": _fingerprint(evaluation.data)}, sort_keys=True)
     if not path.is_file() or (kept := _read(path, said)) is None:
-        _write(path, said, run_protocols(evaluation.protocols, embeddings(run, evaluation), evaluation.args.center))
+        _write(path, said, measure_embedded(embeddings(run, evaluation), evaluation.protocols, evaluation.args.center))
         # What is read lies on the CPU, like the kept figures that it is compared to.
         kept = _read(path, said)
     return kept
 
 
-def embeddings(run: Run, evaluation: Evaluation) -> EmbeddedSets:
-    """All sets as the run's checkpoint sees them."""
+def embeddings(run: Run, evaluation: Evaluation) -> EmbeddedSet:
+    """The test set as the run's checkpoint sees it."""
     args = replace(evaluation.args, output_dir=str(run.folder / "evaluation"))
     return embed_all(str(run.folder), evaluation.data, args, PartialState())
 
 
-def _fingerprint(data: EvaluationData) -> str:
+def _fingerprint(data: EvaluationSet) -> str:
     """Changes with all that is read from files."""
     sets = [
         (images_fingerprint(part.dataset), part.class_names, part.templates)
-        for part in (data.test, data.train, *data.shifts)
+        for part in (data, data.train, *data.shifts)
         if part is not None
     ]
-    return Hasher.hash((sets, sorted((name, astuple(line)) for name, line in data.lines.items())))
+    lines = [(shift.name, astuple(shift.baseline_line)) for shift in data.shifts if shift.baseline_line is not None]
+    return Hasher.hash((sets, sorted(lines)))
 
 
 def _write(path: Path, arguments: str, results: dict[str, Figures]) -> None:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..evaluation.embeddings import EmbeddedSet, first_captions
 from ..evaluation.plots import save, short
-from ..evaluation.suite import EmbeddedSet, first_captions
 from ..evaluation.zero_shot import fit_line
 from .measure import Evaluation, embeddings, short_name
 from .report import describe_figure, main_figures, swept_curves
@@ -94,7 +94,7 @@ def _of_embeddings(
 ) -> list[tuple[str, Path]]:
     """Similarity matrices, and classes in the plane, of the first seed's models."""
     first_seed = [run for run in runs if run.seed == runs[0].seed][:MAX_ARMS_OF_EMBEDDINGS]
-    embedded = {run.arm: embeddings(run, evaluation).test for run in first_seed}
+    embedded = {run.arm: embeddings(run, evaluation) for run in first_seed}
     one = next(iter(embedded.values()))
     generator = torch.Generator().manual_seed(evaluation.args.seed)
     chosen = torch.randperm(len(one.image_embeds), generator=generator)[:MATRIX_SAMPLES].sort().values

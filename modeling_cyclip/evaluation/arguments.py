@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from .evaluation_set import Columns
-
 
 @dataclass
 class DataArguments:
@@ -44,10 +42,6 @@ class DataArguments:
     templates: str | None = field(
         default=None, metadata={"help": "File of prompt templates, one a line, with {} where the class name goes."}
     )
-
-    @property
-    def columns(self) -> Columns:
-        return Columns(self.image_column, self.label_column, self.caption_column, self.coarse_column, self.exclude)
 
 
 @dataclass

@@ -3,9 +3,10 @@
 from accelerate import PartialState
 from transformers import CLIPModel, ProcessorMixin
 
+from .arguments import DataArguments
 from .benchmarks import open_benchmark
 from .embeddings import class_embeddings, image_embeddings
-from .evaluation_set import Columns, load_evaluation_set
+from .evaluation_set import load_evaluation_set
 from .zero_shot import zero_shot
 
 
@@ -30,7 +31,7 @@ class ZeroShotMetrics:
 
     def __init__(self, name_or_path: str, processor: ProcessorMixin, batch_size: int = 64, num_workers: int = 0):
         benchmark = open_benchmark(name_or_path)
-        self.data = load_evaluation_set(benchmark, benchmark.split, Columns(), labels_only=True)
+        self.data = load_evaluation_set(benchmark, benchmark.split, DataArguments(name_or_path), labels_only=True)
         if self.data.class_names is None:
             raise ValueError(
                 f"{self.data.name} has no class labels, which zero-shot classification needs: a column `label` or `cls`."

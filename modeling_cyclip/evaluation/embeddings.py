@@ -1,25 +1,281 @@
-"""Image, text and class embeddings of a CLIP model."""
+"""From a checkpoint and data to embeddings, which are kept."""
 
+import hashlib
+import json
+import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import CLIPModel, ProcessorMixin
+from transformers import AutoModel, AutoProcessor, CLIPModel, ProcessorMixin
 
 from ..data.images import BrokenImageError, load_image
+from .arguments import EvaluationArguments
+from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet
 
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Both `{}` and the `{c}` of the CLIP-benchmark files stand for the class name.
 PLACEHOLDER = re.compile(r"\{c?\}")
 
-# For data that brings no templates of its own.
-GENERAL_TEMPLATES = ["a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "an image of the {}."]
+
+@dataclass(frozen=True)
+class EmbeddedSet:
+    r"""
+    An evaluation set as one checkpoint sees it, on the device that the protocols run on.
+
+    Args:
+        data ([`EvaluationSet`]):
+            The set.
+        image_features (`torch.Tensor` of shape `(num_images, dim)`):
+            As the projection leaves them.
+        image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
+            Unit-norm.
+        labels (`torch.Tensor` of shape `(num_images,)`, *optional*):
+            Classes of the images.
+        class_embeds (`torch.Tensor` of shape `(num_classes, dim)`, *optional*):
+            Unit-norm.
+        caption_embeds (`torch.Tensor` of shape `(num_captions, dim)`, *optional*):
+            Unit-norm, the captions of an image one after another.
+        caption_images (`torch.Tensor` of shape `(num_captions,)`, *optional*):
+            The image that each caption belongs to.
+        train ([`EmbeddedSet`], *optional*):
+            Its reference images.
+        shifts (`list[EmbeddedSet]`):
+            Its natural distribution shifts.
+        seed (`int`):
+            Seed of the linear probe and of k-means.
+    """
+
+    data: EvaluationSet
+    image_features: Tensor
+    image_embeds: Tensor
+    labels: Tensor | None
+    class_embeds: Tensor | None
+    caption_embeds: Tensor | None
+    caption_images: Tensor | None
+    train: "EmbeddedSet | None"
+    shifts: "list[EmbeddedSet]"
+    seed: int
+
+
+def embed_all(
+    checkpoint: str, data: EvaluationSet, args: EvaluationArguments, state: PartialState
+) -> EmbeddedSet | None:
+    """A set as one checkpoint sees it. Every process must call; all but the main one get `None`."""
+    model, processor = load_checkpoint(checkpoint, args.dtype, state.device)
+    cache_dir = Path(args.output_dir, "embeddings")
+    return embed(data, Encoder(model, processor, cache_dir, args.batch_size, args.num_workers, state), args.seed)
+
+
+def embed(data: EvaluationSet, encoder: "Encoder", seed: int) -> EmbeddedSet | None:
+    """All embeddings of a set, its reference images and its shifts, as of [`embed_all`]."""
+    image_features = encoder.images(data.dataset)
+    prompt_features = caption_features = None
+    if data.class_names is not None:
+        prompt_features = encoder.texts(class_prompts(data.class_names, data.templates))
+    if data.captions is not None:
+        caption_features = encoder.texts([caption for captions in data.captions for caption in captions])
+    train = None if data.train is None else embed(data.train, encoder, seed)
+    shifts = [embed(shift, encoder, seed) for shift in data.shifts]
+    if image_features is None:
+        return None
+
+    device = encoder.state.device
+    class_embeds = caption_embeds = caption_images = None
+    if prompt_features is not None:
+        class_embeds = _class_means(F.normalize(prompt_features, dim=-1), len(data.class_names)).to(device)
+    if caption_features is not None:
+        caption_embeds = F.normalize(caption_features, dim=-1).to(device)
+        counts = torch.tensor([len(captions) for captions in data.captions])
+        caption_images = torch.arange(len(counts)).repeat_interleave(counts).to(device)
+    return EmbeddedSet(
+        data=data,
+        image_features=image_features.to(device),
+        image_embeds=F.normalize(image_features, dim=-1).to(device),
+        labels=None if data.labels is None else data.labels.to(device),
+        class_embeds=class_embeds,
+        caption_embeds=caption_embeds,
+        caption_images=caption_images,
+        train=train,
+        shifts=shifts,
+        seed=seed,
+    )
+
+
+def first_captions(embedded: EmbeddedSet) -> Tensor:
+    """Embedding of each image's first caption, `(num_images, dim)`."""
+    images = torch.arange(len(embedded.image_embeds), device=embedded.caption_images.device)
+    return embedded.caption_embeds[torch.searchsorted(embedded.caption_images, images)]
+
+
+def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tuple[CLIPModel, ProcessorMixin]:
+    r"""
+    Args:
+        name_or_path (`str`):
+            Folder or Hub id of a CLIP checkpoint, ours or not.
+        dtype (`str`):
+            `"fp32"` or `"bf16"`.
+        device (`torch.device`):
+            Where the model goes.
+
+    Returns:
+        `tuple(CLIPModel, ProcessorMixin)`: the model in evaluation mode, and its processor.
+
+    Raises:
+        `ValueError`: nothing that can be opened, or a checkpoint that is not a CLIP model.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"The precision is one of {', '.join(DTYPES)}, got {dtype}.")
+    try:
+        model, loading = AutoModel.from_pretrained(name_or_path, dtype=DTYPES[dtype], output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name_or_path} is not a checkpoint that transformers can open: {error}") from error
+    if not isinstance(model, CLIPModel):
+        raise ValueError(
+            f"{name_or_path} is a {type(model).__name__}, not a CLIP model with an image and a text tower."
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"{name_or_path} lacks weights of a CLIP model, which would be random: {missing[0]} and {len(missing) - 1} others."
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(name_or_path)
+        if not isinstance(processor, ProcessorMixin):
+            raise ValueError(f"it has a {type(processor).__name__} only")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name_or_path} lacks a tokenizer or an image processor: {error}") from error
+    return model.to(device).eval(), processor
+
+
+class Encoder:
+    r"""
+    Embeds datasets and texts with one checkpoint, over all processes, and keeps the results as safetensors.
+
+    A file is named after the fingerprints of the checkpoint (weights, configuration, processor, precision) and of the
+    data, and says both in its metadata: what has changed is computed anew, what has not is read. Files hold the features
+    before normalisation, in float32.
+
+    Args:
+        model ([`~transformers.CLIPModel`]):
+            The model.
+        processor ([`~transformers.ProcessorMixin`]):
+            Its processor.
+        cache_dir (`Path`):
+            Folder of the files.
+        batch_size (`int`):
+            Images at a time and process.
+        num_workers (`int`):
+            Processes that open images, for each process.
+        state ([`~accelerate.PartialState`]):
+            The processes. All of them call the methods, in the same order.
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        processor: ProcessorMixin,
+        cache_dir: Path,
+        batch_size: int,
+        num_workers: int,
+        state: PartialState,
+    ):
+        self.model = model
+        self.processor = processor
+        self.cache_dir = cache_dir
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.state = state
+        self.fingerprint = checkpoint_fingerprint(model, processor)
+
+    def images(self, dataset: Dataset) -> Tensor | None:
+        """Features of the column `image` before normalisation, `(num_rows, dim)`; `None` but on the main process."""
+
+        def compute() -> Tensor:
+            return image_embeddings(
+                self.model,
+                self.processor,
+                dataset["image"],
+                self.batch_size,
+                normalize=False,
+                num_workers=self.num_workers,
+                state=self.state,
+                progress=True,
+            )
+
+        return self._kept("images", images_fingerprint(dataset), compute)
+
+    def texts(self, texts: Sequence[str]) -> Tensor | None:
+        """Features of texts before normalisation, `(num_texts, dim)`; `None` but on the main process."""
+
+        def compute() -> Tensor:
+            return text_embeddings(
+                self.model, self.processor, texts, normalize=False, state=self.state, progress=len(texts) > 10_000
+            )
+
+        return self._kept("texts", _digest(json.dumps(texts).encode()), compute)
+
+    def _kept(self, kind: str, data_fingerprint: str, compute: Callable[[], Tensor]) -> Tensor | None:
+        path = self.cache_dir / f"{kind}-{self.fingerprint}-{data_fingerprint}.safetensors"
+        # The main process decides for all, which need not share a file system.
+        if not broadcast_object_list([path.is_file()])[0]:
+            features = compute()
+            if not features.isfinite().all():
+                raise ValueError(
+                    f"The model gives embeddings of {kind} that are not finite: it has diverged in training, or its weights "
+                    "are damaged."
+                )
+            if self.state.is_main_process:
+                self.cache_dir.mkdir(parents=True, exist_ok=True)
+                # Under another name until it is whole, so that an interrupted run leaves no half file behind.
+                partial = path.with_suffix(f".{os.getpid()}.partial")
+                metadata = {"checkpoint": self.fingerprint, "data": data_fingerprint}
+                save_file({"features": features}, partial, metadata)
+                partial.replace(path)
+        return load_file(path)["features"] if self.state.is_main_process else None
+
+
+def checkpoint_fingerprint(model: CLIPModel, processor: ProcessorMixin) -> str:
+    """16 hexadecimal digits that change with the weights, the configuration, the processor or the precision."""
+    parts = [model.config.to_json_string(), processor.image_processor.to_json_string(), str(model.dtype)]
+    tokenizer = processor.tokenizer
+    parts.append(
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
+    )
+    parts.append(str(tokenizer.model_max_length))
+    digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def images_fingerprint(dataset: Dataset) -> str:
+    """
+    Changes with the undecoded images in the column `image`: also with size and time of the files that rows only name,
+    which the fingerprint of `datasets` knows nothing of.
+    """
+    # Without a format, which would go on naming the column that `flatten` takes apart.
+    paths = dataset.with_format(None).flatten()["image.path"]
+    states = ((path, os.stat(path)) for path in paths if path is not None and os.path.isfile(path))
+    files = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    return f"{dataset._fingerprint}-{_digest(repr(files).encode())}" if files else dataset._fingerprint
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def image_embeddings(
@@ -60,13 +316,6 @@ def image_embeddings(
         `ValueError`: no images, or one that cannot be opened, with its row.
     """
 
-    def collate(batch: list) -> Tensor | BrokenImageError:
-        # An error that left a worker as an exception would arrive wrapped in the worker's traceback.
-        for image in batch:
-            if isinstance(image, BrokenImageError):
-                return image
-        return processor.image_processor(batch, return_tensors="pt")["pixel_values"]
-
     def encode(pixel_values: Tensor | BrokenImageError) -> Tensor:
         if isinstance(pixel_values, BrokenImageError):
             raise ValueError(f"An image cannot be opened: {pixel_values}.")
@@ -75,7 +324,8 @@ def image_embeddings(
 
     if len(images) == 0:
         raise ValueError("There are no images to embed.")
-    return _encode(model, _OpenedImages(images), collate, encode, batch_size, normalize, num_workers, state, progress)
+    batches = _ImageBatches(images, processor.image_processor)
+    return _encode(model, batches, len(images), encode, batch_size, normalize, num_workers, state, progress)
 
 
 def text_embeddings(
@@ -107,11 +357,6 @@ def text_embeddings(
     Raises:
         `ValueError`: no texts.
     """
-    tokenizer = processor.tokenizer
-    max_length = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
-
-    def collate(batch: list[str]) -> dict[str, Tensor]:
-        return tokenizer(batch, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
 
     def encode(inputs: dict[str, Tensor]) -> Tensor:
         input_ids, attention_mask = (inputs[name].to(model.device) for name in ("input_ids", "attention_mask"))
@@ -120,7 +365,9 @@ def text_embeddings(
     if len(texts) == 0:
         raise ValueError("There are no texts to embed.")
     position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    embeds = _encode(model, list(position), collate, encode, batch_size, normalize, 0, state, progress)
+    max_length = min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+    batches = _TextBatches(list(position), processor.tokenizer, max_length)
+    embeds = _encode(model, batches, len(position), encode, batch_size, normalize, 0, state, progress)
     return embeds[[position[text] for text in texts]]
 
 
@@ -157,7 +404,7 @@ def class_embeddings(
     """
     prompts = class_prompts(class_names, templates)
     embeds = text_embeddings(model, processor, prompts, batch_size, state=state, progress=progress)
-    return F.normalize(embeds.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
+    return _class_means(embeds, len(class_names))
 
 
 def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -173,27 +420,50 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
     return [PLACEHOLDER.sub(lambda _, name=name: name, template) for name in class_names for template in templates]
 
 
-class _OpenedImages(Dataset):
-    """Images opened when asked for; in place of a broken one, the error with its row."""
+def _class_means(prompt_embeds: Tensor, num_classes: int) -> Tensor:
+    """From the unit embeddings of [`class_prompts`] to one a class."""
+    return F.normalize(prompt_embeds.unflatten(0, (num_classes, -1)).mean(dim=1), dim=-1)
 
-    def __init__(self, images: Sequence):
-        self.images = images
 
-    def __len__(self) -> int:
-        return len(self.images)
+# What a DataLoader gives to its workers is at module level: a local function cannot be pickled, and where processes start
+# by spawn or forkserver (macOS, Windows, Python 3.14) all of it is.
+@dataclass(frozen=True)
+class _ImageBatches:
+    """Pixel values of the images at given rows; where one is broken, the error with its row."""
 
-    def __getitem__(self, row: int):
-        try:
-            return load_image(self.images[row])
-        except BrokenImageError as error:
-            return BrokenImageError(f"row {row} ({error.name})", error.reason)
+    images: Sequence
+    image_processor: Any
+
+    def __getitem__(self, rows: list[int]) -> Tensor | BrokenImageError:
+        opened = []
+        for row in rows:
+            try:
+                opened.append(load_image(self.images[row]))
+            except BrokenImageError as error:
+                # An error that left a worker as an exception would arrive wrapped in the worker's traceback.
+                return BrokenImageError(f"row {row} ({error.name})", error.reason)
+        return self.image_processor(opened, return_tensors="pt")["pixel_values"]
+
+
+@dataclass(frozen=True)
+class _TextBatches:
+    """Tokens of the texts at given rows."""
+
+    texts: list[str]
+    tokenizer: Any
+    max_length: int
+
+    def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
+        texts = [self.texts[row] for row in rows]
+        options = {"padding": "longest", "truncation": True, "max_length": self.max_length}
+        return dict(self.tokenizer(texts, **options, return_tensors="pt"))
 
 
 @torch.no_grad()
 def _encode(
     model: CLIPModel,
-    items: Sequence,
-    collate: Callable,
+    batches: _ImageBatches | _TextBatches,
+    num_rows: int,
     encode: Callable,
     batch_size: int,
     normalize: bool,
@@ -202,22 +472,22 @@ def _encode(
     progress: bool,
 ) -> Tensor:
     process_index, num_processes = (0, 1) if state is None else (state.process_index, state.num_processes)
-    batches = torch.arange(len(items)).split(batch_size)[process_index::num_processes]
+    own = torch.arange(num_rows).split(batch_size)[process_index::num_processes]
     loader = DataLoader(
-        items,
-        batch_sampler=[batch.tolist() for batch in batches],
-        collate_fn=collate,
+        batches,
+        batch_size=None,
+        sampler=[rows.tolist() for rows in own],
         num_workers=num_workers,
         pin_memory=model.device.type == "cuda",
     )
     # Every process fills its own rows of a matrix of zeros; the sum over the processes has each row exactly once. On
     # the model's device, so that no batch waits for a copy to the host.
-    embeds = torch.zeros(len(items), model.config.projection_dim, device=model.device)
+    embeds = torch.zeros(num_rows, model.config.projection_dim, device=model.device)
     was_training = model.training
     model.eval()
     try:
         show = progress and process_index == 0
-        for rows, batch in zip(batches, tqdm(loader, disable=not show, unit="batch"), strict=True):
+        for rows, batch in zip(own, tqdm(loader, disable=not show, unit="batch"), strict=True):
             embeds[rows[0] : rows[-1] + 1] = encode(batch)
     finally:
         model.train(was_training)

@@ -1,8 +1,9 @@
 """From the rows of a dataset to what is measured: images, labels, class names, captions, superclasses."""
 
+import csv
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,43 +11,22 @@ from datasets import ClassLabel, Dataset, Image, List, interleave_datasets
 from torch import Tensor
 
 from ..data.columns import MISSING_LABELS, TEXT, check_column, only_images
-from .benchmarks import Benchmark
-from .embeddings import GENERAL_TEMPLATES
+from ..package_files import find_file
+from .arguments import DataArguments
+from .benchmarks import Benchmark, open_benchmark
+from .zero_shot import BaselineLine, fit_line
 
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Columns:
-    r"""
-    Which columns to read. `None` takes the one that fits, where just one does.
-
-    Args:
-        image (`str`, *optional*):
-            Images, or their paths relative to the dataset's folder. Default: the only image column.
-        label (`str`, *optional*):
-            Class labels, or strings, whose distinct values are then the classes. Default: `label`, `cls`, or the only
-            ClassLabel column.
-        caption (`str`, *optional*):
-            Captions: lists of strings, or strings with one caption a line. Default: `captions`, `caption` or `txt`.
-        coarse (`str`, *optional*):
-            Superclasses.
-        exclude (`str`, *optional*):
-            `column=value,value`: rows to leave out.
-    """
-
-    image: str | None = None
-    label: str | None = None
-    caption: str | None = None
-    coarse: str | None = None
-    exclude: str | None = None
+# For data that brings no templates of its own.
+GENERAL_TEMPLATES = ["a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "an image of the {}."]
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
     r"""
-    One split, ready to be embedded.
+    One split, ready to be embedded, and the splits that its protocols take beside it.
 
     Args:
         name (`str`):
@@ -67,6 +47,12 @@ class EvaluationSet:
             Whether two rows after one another are the images and captions of one example of Winoground.
         benchmark ([`Benchmark`]):
             Where the set comes from.
+        train ([`EvaluationSet`], *optional*):
+            Its reference images.
+        shifts (`Sequence[EvaluationSet]`):
+            Its natural distribution shifts.
+        baseline_line ([`BaselineLine`], *optional*):
+            Of a shifted set: the accuracy that accuracy without the shift lets expect.
     """
 
     name: str
@@ -78,12 +64,42 @@ class EvaluationSet:
     superclasses: Tensor | None
     is_winoground: bool
     benchmark: Benchmark
+    train: "EvaluationSet | None" = None
+    shifts: "Sequence[EvaluationSet]" = ()
+    baseline_line: BaselineLine | None = None
+
+
+def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationSet:
+    """The measured set with its reference images and its shifts, not yet embedded."""
+    benchmark = open_benchmark(args.dataset)
+    split, train_split = args.split or benchmark.split, args.train_split or benchmark.train_split
+    templates = None if args.templates is None else _read_templates(args.templates)
+    # With a string label column, all these splits share their classes.
+    splits = [split, *args.shift_splits, *args.class_splits, *([train_split] if train_split else [])]
+
+    def load(split: str, labels_only: bool = True) -> EvaluationSet:
+        return load_evaluation_set(benchmark, split, args, templates, splits, labels_only)
+
+    data = load(split, labels_only=False)
+    train = load(train_split) if train_split else None
+    shifts = [load(shifted) for shifted in args.shift_splits]
+    for name in args.shift_datasets:
+        shifted, line = open_benchmark(name), None
+        if shifted.baseline_line and open_benchmark(shifted.shift_of) == benchmark:
+            line = BaselineLine(*shifted.baseline_line)
+        shift = load_evaluation_set(shifted, shifted.split, args, templates, labels_only=True)
+        shifts.append(replace(shift, baseline_line=line))
+    if baseline_points is not None:
+        if len(shifts) != 1:
+            raise ValueError(f"--baseline_points are of one shifted set, but there are {len(shifts)}.")
+        shifts = [replace(shifts[0], baseline_line=fit_line(_read_points(baseline_points)))]
+    return replace(data, train=train, shifts=shifts)
 
 
 def load_evaluation_set(
     benchmark: Benchmark,
     split: str,
-    columns: Columns,
+    args: DataArguments,
     templates: list[str] | None = None,
     class_splits: Iterable[str] = (),
     labels_only: bool = False,
@@ -94,8 +110,10 @@ def load_evaluation_set(
             Where the set lies.
         split (`str`):
             The split.
-        columns ([`Columns`]):
-            Which columns to read.
+        args ([`DataArguments`]):
+            Which columns to read and which rows to leave out. A column that is `None` is the one that fits, where just
+            one does: the only image column; `label`, `cls`, or the only ClassLabel column; `captions`, `caption` or
+            `txt`. No superclasses by default.
         templates (`list[str]`, *optional*):
             Prompt templates instead of the benchmark's own, or of the general ones where it has none.
         class_splits (`Iterable[str]`, *optional*):
@@ -109,22 +127,22 @@ def load_evaluation_set(
     Raises:
         `ValueError`: a column that is missing or does not hold what it should, labels without class names, no rows.
     """
-    dataset = _without(benchmark.load(split), columns.exclude)
+    dataset = _without(benchmark.load(split), args.exclude)
     name = f"{benchmark.path} [{split}]"
     if len(dataset) == 0:
-        raise ValueError(f"{name} has no rows{' after --exclude' if columns.exclude else ''}.")
+        raise ValueError(f"{name} has no rows{' after --exclude' if args.exclude else ''}.")
     is_winoground = {"image_0", "image_1", "caption_0", "caption_1"} <= set(dataset.column_names)
     if is_winoground:
         dataset = _in_single_file(dataset)
-    coarse_column = None if labels_only else columns.coarse
-    label_column = columns.label or _default_label(dataset)
+    coarse_column = None if labels_only else args.coarse_column
+    label_column = args.label_column or _default_label(dataset)
     labels = class_names = superclasses = None
     if label_column is not None:
         check_column(dataset, label_column, "--label_column")
         pooled = {split: dataset}
         if dataset.features[label_column] in TEXT or coarse_column:
             pooled |= {
-                other: _without(benchmark.load(other), columns.exclude) for other in class_splits if other != split
+                other: _without(benchmark.load(other), args.exclude) for other in class_splits if other != split
             }
         class_names, rows = _classes(pooled, label_column, benchmark.class_names(split))
         labels = torch.tensor(rows[split])
@@ -132,15 +150,30 @@ def load_evaluation_set(
             superclasses = _superclasses(pooled, rows, class_names, coarse_column)
     return EvaluationSet(
         name=name,
-        dataset=_with_images(dataset, columns.image, benchmark.path),
+        dataset=_with_images(dataset, args.image_column, benchmark.path),
         labels=labels,
         class_names=class_names,
         templates=templates or benchmark.templates(split) or GENERAL_TEMPLATES,
-        captions=None if labels_only else _captions(dataset, columns.caption),
+        captions=None if labels_only else _captions(dataset, args.caption_column),
         superclasses=superclasses,
         is_winoground=is_winoground,
         benchmark=benchmark,
     )
+
+
+def _read_templates(name: str) -> list[str]:
+    path = find_file(name, "training/recipes/comparisons", ".txt", "file of templates")
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def _read_points(path: str) -> list[tuple[float, float]]:
+    try:
+        with open(path, newline="") as file:
+            return [(float(accuracy), float(shifted)) for accuracy, shifted in csv.reader(file)]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} must have two numbers a line, accuracies in percent, and no heading: {error}"
+        ) from error
 
 
 def _in_single_file(dataset: Dataset) -> Dataset:

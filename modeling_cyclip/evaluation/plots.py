@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import load_image
+from .embeddings import EmbeddedSet, first_captions
 from .ranking import nearest
-from .suite import EmbeddedSet, first_captions
 from .zero_shot import predict
 
 

@@ -50,7 +50,7 @@ def test_kept_scores_are_those_of_the_data_as_it_is(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("modeling_cyclip.comparison.measure.embeddings", lambda run, evaluation: None)
     monkeypatch.setattr(
-        "modeling_cyclip.comparison.measure.run_protocols",
+        "modeling_cyclip.comparison.measure.measure_embedded",
         lambda *_: {"zero_shot": {"top1": calls.append(0) or len(calls)}},
     )
     for colour in ("red", "blue"):

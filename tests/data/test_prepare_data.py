@@ -20,8 +20,9 @@ from modeling_cyclip.data.captions import DataArguments, load_captioned_datasets
 from modeling_cyclip.data.images import load_image
 from modeling_cyclip.data.prepare import read_karpathy, write_url_table
 from modeling_cyclip.data.shards import load_shards
+from modeling_cyclip.evaluation.arguments import DataArguments as EvaluationDataArguments
 from modeling_cyclip.evaluation.benchmarks import open_benchmark
-from modeling_cyclip.evaluation.evaluation_set import Columns, load_evaluation_set
+from modeling_cyclip.evaluation.evaluation_set import load_evaluation_set
 from tests.conftest import COLOURS, coloured_image
 
 
@@ -182,7 +183,8 @@ def test_karpathys_splits_become_tables_that_train_and_evaluate(tmp_path, capsys
     assert (len(train), len(validation)) == (4, 2)
     assert all(load_image(image).size == (16, 16) for image in train["image"])
 
-    evaluated = load_evaluation_set(open_benchmark(str(tables)), "test", Columns(image="image"))
+    columns = EvaluationDataArguments(str(tables), image_column="image")
+    evaluated = load_evaluation_set(open_benchmark(str(tables)), "test", columns)
     assert evaluated.captions == [row["captions"] for row in rows["test"]]
     assert all(load_image(image).size == (16, 16) for image in evaluated.dataset["image"])
 

@@ -7,14 +7,15 @@ from datasets import ClassLabel, Dataset, Image, Value
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from modeling_cyclip.data.images import load_image
+from modeling_cyclip.evaluation.arguments import DataArguments
 from modeling_cyclip.evaluation.benchmarks import REGISTRY, Benchmark, open_benchmark
-from modeling_cyclip.evaluation.embeddings import GENERAL_TEMPLATES
-from modeling_cyclip.evaluation.evaluation_set import Columns, load_evaluation_set
+from modeling_cyclip.evaluation.evaluation_set import GENERAL_TEMPLATES, load_evaluation_set
 from tests.conftest import coloured_image
 
 
 def load(path, split="test", class_splits=(), templates=None, **columns):
-    return load_evaluation_set(Benchmark(str(path)), split, Columns(**columns), templates, class_splits)
+    args = DataArguments(str(path), **columns)
+    return load_evaluation_set(Benchmark(str(path)), split, args, templates, class_splits)
 
 
 def png(colour="red"):
@@ -33,7 +34,7 @@ def write_shard(path, samples):
 
 
 def test_folder_with_class_labels(data_folder):
-    data = load(data_folder, label="label")
+    data = load(data_folder, label_column="label")
     assert data.name == f"{data_folder} [test]"
     assert data.class_names == ["red", "green", "blue", "lemon yellow"]
     assert data.labels.tolist() == [0, 1, 2, 3] * 7
@@ -45,16 +46,16 @@ def test_folder_with_class_labels(data_folder):
 
 
 def test_string_label_column_pools_the_classes_of_the_splits(data_folder):
-    data = load(data_folder, split="faded", label="name", class_splits=["test", "faded"], templates=["{}"])
+    data = load(data_folder, split="faded", label_column="name", class_splits=["test", "faded"], templates=["{}"])
     assert data.class_names == ["blue paint", "green paint", "red paint", "yellow paint"]
     assert data.labels.tolist() == [2, 1, 0, 3, 2, 1, 0, 3, 2]
     assert data.templates == ["{}"]
 
 
 def test_superclasses_and_excluded_rows(data_folder):
-    data = load(data_folder, label="name", coarse="group")
+    data = load(data_folder, label_column="name", coarse_column="group")
     assert data.superclasses.tolist() == [1, 1, 0, 0]
-    warm = load(data_folder, label="name", exclude="group=cold")
+    warm = load(data_folder, label_column="name", exclude="group=cold")
     assert warm.class_names == ["red paint", "yellow paint"]
     assert len(warm.dataset) == len(warm.captions) == 14
     named = load(data_folder, exclude="name=red paint,blue paint")
@@ -82,7 +83,7 @@ def test_paths_in_a_table_are_relative_to_its_folder(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "test.csv").write_text(f"picture,caption\n../red.png,a\n{tmp_path}/red.png,b\n")
     monkeypatch.chdir(tmp_path)
-    first, second = (load(name, image="picture").dataset for name in ("tables", str(folder)))
+    first, second = (load(name, image_column="picture").dataset for name in ("tables", str(folder)))
     assert [load_image(image).size for image in first["image"]] == [(16, 16)] * 2
     assert first._fingerprint == second._fingerprint
 
@@ -171,16 +172,16 @@ def test_registry_names_the_papers_benchmarks():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": "picture"}, "no column 'picture'; the data has img, label.*--image_column"),
-        ({"image": "label"}, "Column 'label' holds ClassLabel, not images"),
-        ({"label": "species"}, "no column 'species'.*--label_column"),
-        ({"caption": "label"}, "Column 'label' holds no captions"),
-        ({"coarse": "genus"}, "no column 'genus'.*--coarse_column"),
-        ({"label": "group", "coarse": "name"}, "Class '.*' has rows of two superclasses"),
+        ({"image_column": "picture"}, "no column 'picture'; the data has img, label.*--image_column"),
+        ({"image_column": "label"}, "Column 'label' holds ClassLabel, not images"),
+        ({"label_column": "species"}, "no column 'species'.*--label_column"),
+        ({"caption_column": "label"}, "Column 'label' holds no captions"),
+        ({"coarse_column": "genus"}, "no column 'genus'.*--coarse_column"),
+        ({"label_column": "group", "coarse_column": "name"}, "Class '.*' has rows of two superclasses"),
         ({"exclude": "group"}, "takes column=value"),
         ({"exclude": "group=hot"}, "no value 'hot', but warm, cold"),
         ({"exclude": "group=warm,cold"}, "has no rows after --exclude"),
-        ({"coarse": "group", "exclude": "label=red"}, "Class 'red' is empty"),
+        ({"coarse_column": "group", "exclude": "label=red"}, "Class 'red' is empty"),
     ],
 )
 def test_column_faults(data_folder, columns, message):
@@ -212,7 +213,7 @@ def test_rows_without_caption_and_two_image_columns(tmp_path):
     rows = Dataset.from_dict({"image": [coloured_image("red")], "caption": [" "]}).cast_column("image", Image())
     rows.to_parquet(tmp_path / "test-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="Row 0 has no caption"):
-        load(tmp_path, caption="caption")
+        load(tmp_path, caption_column="caption")
     assert load(tmp_path).captions is None
     (tmp_path / "two").mkdir()
     rows = rows.add_column("mask", [png()]).cast_column("mask", Image())

@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 
 from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments
 from modeling_cyclip.evaluation.during_training import ZeroShotMetrics
-from modeling_cyclip.evaluation.embeddings import GENERAL_TEMPLATES, class_embeddings, image_embeddings
+from modeling_cyclip.evaluation.embeddings import class_embeddings, image_embeddings
+from modeling_cyclip.evaluation.evaluation_set import GENERAL_TEMPLATES
 from tests.conftest import COLOURS, coloured_image
 
 

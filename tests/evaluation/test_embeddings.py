@@ -8,8 +8,14 @@ from PIL import Image as PILImage
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from modeling_cyclip.evaluation.embeddings import class_embeddings, image_embeddings, text_embeddings
-from modeling_cyclip.evaluation.encoder import Encoder, checkpoint_fingerprint, load_checkpoint
+from modeling_cyclip.evaluation.embeddings import (
+    Encoder,
+    checkpoint_fingerprint,
+    class_embeddings,
+    image_embeddings,
+    load_checkpoint,
+    text_embeddings,
+)
 from tests.conftest import coloured_image
 
 
@@ -136,8 +142,8 @@ def test_encoder_reads_what_it_has_kept(model, processor, pairs, tmp_path, singl
     with safe_open(files[0], "pt") as file:
         assert file.metadata() == {"checkpoint": encoder.fingerprint, "data": pairs._fingerprint}
 
-    monkeypatch.setattr("modeling_cyclip.evaluation.encoder.image_embeddings", None)
-    monkeypatch.setattr("modeling_cyclip.evaluation.encoder.text_embeddings", None)
+    monkeypatch.setattr("modeling_cyclip.evaluation.embeddings.image_embeddings", None)
+    monkeypatch.setattr("modeling_cyclip.evaluation.embeddings.text_embeddings", None)
     again = Encoder(model, processor, tmp_path, 8, 0, single_process)
     assert torch.equal(again.images(pairs), images)
     assert torch.equal(again.texts(["red", "blue"]), texts)

@@ -10,8 +10,8 @@ from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from modeling_cyclip.commands.evaluate import main
 from modeling_cyclip.evaluation.embeddings import class_embeddings, image_embeddings
+from modeling_cyclip.evaluation.protocols import PROTOCOLS
 from modeling_cyclip.evaluation.report import markdown_table
-from modeling_cyclip.evaluation.suite import PROTOCOLS
 from modeling_cyclip.evaluation.zero_shot import zero_shot
 from tests.conftest import coloured_image
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, CLIPModel
 
 from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel, CyCLIPTrainingArguments, build_model
 from modeling_cyclip.build_model import ModelArguments, build_model_and_processor
-from modeling_cyclip.evaluation.encoder import load_checkpoint
+from modeling_cyclip.evaluation.embeddings import load_checkpoint
 from modeling_cyclip.lora import LoraTrainer
 from tests.conftest import COLOURS, coloured_image
 

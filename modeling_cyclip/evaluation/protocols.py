@@ -1,15 +1,12 @@
-"""The protocols by name, on evaluation sets as a checkpoint sees them."""
+"""The protocols by name, each from an embedded set to figures."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .consistency import NEIGHBOURS, consistency
-from .embeddings import class_prompts
-from .encoder import Encoder
+from .embeddings import EmbeddedSet, first_captions
 from .evaluation_set import EvaluationSet
 from .geometry import (
     captioned_alignment_uniformity,
@@ -22,129 +19,49 @@ from .geometry import (
 )
 from .intervals import Measure
 from .linear_probe import MIN_IMAGES_PER_CLASS, linear_probe, logistic_regression
+from .report import CENTRED
 from .retrieval import retrieval, same_class_retrieval, winoground
-from .zero_shot import BaselineLine, effective_robustness, fine_coarse, matched_accuracy, zero_shot
+from .zero_shot import effective_robustness, fine_coarse, matched_accuracy, zero_shot
 
 
 Figures = dict[str, Measure | float]
 
 
-@dataclass(frozen=True)
-class EmbeddedSet:
-    r"""
-    An evaluation set as one checkpoint sees it, on the device that the protocols run on.
-
-    Args:
-        data ([`EvaluationSet`]):
-            The set.
-        image_features (`torch.Tensor` of shape `(num_images, dim)`):
-            As the projection leaves them.
-        image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
-            Unit-norm.
-        labels (`torch.Tensor` of shape `(num_images,)`, *optional*):
-            Classes of the images.
-        class_embeds (`torch.Tensor` of shape `(num_classes, dim)`, *optional*):
-            Unit-norm.
-        caption_embeds (`torch.Tensor` of shape `(num_captions, dim)`, *optional*):
-            Unit-norm, the captions of an image one after another.
-        caption_images (`torch.Tensor` of shape `(num_captions,)`, *optional*):
-            The image that each caption belongs to.
-    """
-
-    data: EvaluationSet
-    image_features: Tensor
-    image_embeds: Tensor
-    labels: Tensor | None
-    class_embeds: Tensor | None
-    caption_embeds: Tensor | None
-    caption_images: Tensor | None
+def measure(embedded: EmbeddedSet, protocols: "dict[str, Protocol]", center: bool) -> dict[str, Figures]:
+    """Figures by task, and by `task, centred` where asked for."""
+    results = {name: protocol.run(embedded) for name, protocol in protocols.items()}
+    if center:
+        embedded = centered(embedded)
+        results |= {
+            f"{name}{CENTRED}": protocol.run(embedded) for name, protocol in protocols.items() if protocol.centred
+        }
+    return results
 
 
-@dataclass(frozen=True)
-class EmbeddedSets:
-    r"""
-    What the protocols take.
-
-    Args:
-        test ([`EmbeddedSet`]):
-            The measured set.
-        train ([`EmbeddedSet`], *optional*):
-            Reference images.
-        shifts (`list[EmbeddedSet]`):
-            Natural distribution shifts of the measured set.
-        lines (`dict[str, BaselineLine]`):
-            Baseline lines of shifted sets, by their names.
-        seed (`int`):
-            Seed of the linear probe and of k-means.
-    """
-
-    test: EmbeddedSet
-    train: EmbeddedSet | None = None
-    shifts: list[EmbeddedSet] = field(default_factory=list)
-    lines: dict[str, BaselineLine] = field(default_factory=dict)
-    seed: int = 0
-
-
-def embed(data: EvaluationSet, encoder: Encoder) -> EmbeddedSet | None:
-    """All embeddings of a set. Every process must call; all but the main one get `None`."""
-    image_features = encoder.images(data.dataset)
-    prompt_features = caption_features = None
-    if data.class_names is not None:
-        prompt_features = encoder.texts(class_prompts(data.class_names, data.templates))
-    if data.captions is not None:
-        caption_features = encoder.texts([caption for captions in data.captions for caption in captions])
-    if image_features is None:
-        return None
-
-    device = encoder.state.device
-    class_embeds = caption_embeds = caption_images = None
-    if prompt_features is not None:
-        prompts = F.normalize(prompt_features, dim=-1).unflatten(0, (len(data.class_names), len(data.templates)))
-        class_embeds = F.normalize(prompts.mean(dim=1), dim=-1).to(device)
-    if caption_features is not None:
-        caption_embeds = F.normalize(caption_features, dim=-1).to(device)
-        counts = torch.tensor([len(captions) for captions in data.captions])
-        caption_images = torch.arange(len(counts)).repeat_interleave(counts).to(device)
-    return EmbeddedSet(
-        data=data,
-        image_features=image_features.to(device),
-        image_embeds=F.normalize(image_features, dim=-1).to(device),
-        labels=None if data.labels is None else data.labels.to(device),
-        class_embeds=class_embeds,
-        caption_embeds=caption_embeds,
-        caption_images=caption_images,
-    )
-
-
-def centered(sets: EmbeddedSets) -> EmbeddedSets:
+def centered(embedded: EmbeddedSet) -> EmbeddedSet:
     """All sets with the mean of the measured set's images, class prompts and captions removed from each of those."""
-    test = sets.test
-
     means = {
-        name: getattr(test, name).mean(dim=0)
+        name: getattr(embedded, name).mean(dim=0)
         for name in ("image_embeds", "class_embeds", "caption_embeds")
-        if getattr(test, name) is not None
+        if getattr(embedded, name) is not None
     }
 
-    def without_means(embedded: EmbeddedSet) -> EmbeddedSet:
-        embeds = {name: getattr(embedded, name) for name in means}
-        return replace(embedded, **{name: e if e is None else center(e, means[name]) for name, e in embeds.items()})
+    def without_means(part: EmbeddedSet) -> EmbeddedSet:
+        embeds = {name: getattr(part, name) for name in means}
+        embeds = {name: e if e is None else center(e, means[name]) for name, e in embeds.items()}
+        train = None if part.train is None else without_means(part.train)
+        return replace(part, **embeds, train=train, shifts=[without_means(shift) for shift in part.shifts])
 
-    return replace(
-        sets,
-        test=without_means(test),
-        train=None if sets.train is None else without_means(sets.train),
-        shifts=[without_means(shifted) for shifted in sets.shifts],
-    )
+    return without_means(embedded)
 
 
-def run_zero_shot(sets: EmbeddedSets) -> Figures:
-    return zero_shot(sets.test.image_embeds, sets.test.class_embeds, sets.test.labels)
+def run_zero_shot(test: EmbeddedSet) -> Figures:
+    return zero_shot(test.image_embeds, test.class_embeds, test.labels)
 
 
-def run_shift(sets: EmbeddedSets) -> Figures:
-    test, figures = sets.test, {}
-    for shifted in sets.shifts:
+def run_shift(test: EmbeddedSet) -> Figures:
+    figures = {}
+    for shifted in test.shifts:
         name, class_names = shifted.data.name, shifted.data.class_names
         measures = zero_shot(shifted.image_embeds, shifted.class_embeds, shifted.labels)
         base = matched_accuracy(
@@ -153,40 +70,39 @@ def run_shift(sets: EmbeddedSets) -> Figures:
         figures |= {f"{name} {figure}": measure for figure, measure in measures.items()}
         figures[f"{name}: top1 without the shift, same classes"] = base
         figures[f"{name}: drop (points)"] = 100 * (base.value - measures["top1"].value)
-        if (line := sets.lines.get(name)) is not None:
+        if (line := shifted.data.baseline_line) is not None:
             accuracies = (100 * base.value, 100 * measures["top1"].value)
             figures[f"{name}: effective robustness (points)"] = effective_robustness(*accuracies, line)
     return figures
 
 
-def run_consistency(sets: EmbeddedSets) -> Figures:
-    test, train = sets.test, sets.train
+def run_consistency(test: EmbeddedSet) -> Figures:
+    train = test.train
     ks = [k for k in NEIGHBOURS if k <= len(train.labels)]
     return consistency(test.image_embeds, test.class_embeds, train.image_embeds, train.labels, ks)
 
 
-def run_fine_coarse(sets: EmbeddedSets) -> Figures:
-    test = sets.test
+def run_fine_coarse(test: EmbeddedSet) -> Figures:
     superclasses = test.data.superclasses.to(test.labels.device)
     return fine_coarse(test.image_embeds, test.class_embeds, test.labels, superclasses)
 
 
-def run_retrieval(sets: EmbeddedSets) -> Figures:
-    return retrieval(sets.test.image_embeds, sets.test.caption_embeds, sets.test.caption_images)
+def run_retrieval(test: EmbeddedSet) -> Figures:
+    return retrieval(test.image_embeds, test.caption_embeds, test.caption_images)
 
 
-def run_linear_probe(sets: EmbeddedSets) -> Figures:
-    test, train = sets.test, sets.train
+def run_linear_probe(test: EmbeddedSet) -> Figures:
+    train = test.train
     data = (train.image_features, train.labels, test.image_features, test.labels)
-    probes = {"official": linear_probe(*data, num_classes=len(test.class_embeds), seed=sets.seed)}
+    probes = {"official": linear_probe(*data, num_classes=len(test.class_embeds), seed=test.seed)}
     if len(train.labels) >= MIN_IMAGES_PER_CLASS * len(train.labels.unique()):
-        probes["logistic regression"] = logistic_regression(*data, seed=sets.seed)
+        probes["logistic regression"] = logistic_regression(*data, seed=test.seed)
     return {f"{probe} {name}": figure for probe, figures in probes.items() for name, figure in figures.items()}
 
 
-def run_geometry(sets: EmbeddedSets) -> Figures:
+def run_geometry(test: EmbeddedSet) -> Figures:
     """On pairs of image and class where the set has labels, of image and first caption where it has captions."""
-    test, figures = sets.test, {}
+    figures = {}
     if test.labels is not None:
         figures |= labelled_alignment_uniformity(test.image_embeds, test.class_embeds, test.labels)
         figures |= _pair_geometry(test.image_embeds, test.class_embeds[test.labels])
@@ -202,22 +118,16 @@ def run_geometry(sets: EmbeddedSets) -> Figures:
     return figures
 
 
-def first_captions(embedded: EmbeddedSet) -> Tensor:
-    """Embedding of each image's first caption, `(num_images, dim)`."""
-    images = torch.arange(len(embedded.image_embeds), device=embedded.caption_images.device)
-    return embedded.caption_embeds[torch.searchsorted(embedded.caption_images, images)]
-
-
 def _pair_geometry(image_embeds: Tensor, text_embeds: Tensor) -> Figures:
     return {"modality_gap": modality_gap(image_embeds, text_embeds), **cyclic_gaps(image_embeds, text_embeds)}
 
 
-def run_image_retrieval(sets: EmbeddedSets) -> Figures:
-    return _in_each_space(sets.test, same_class_retrieval)
+def run_image_retrieval(test: EmbeddedSet) -> Figures:
+    return _in_each_space(test, same_class_retrieval)
 
 
-def run_clustering(sets: EmbeddedSets) -> Figures:
-    return _in_each_space(sets.test, lambda embeds, labels: clustering(embeds, labels, sets.seed))
+def run_clustering(test: EmbeddedSet) -> Figures:
+    return _in_each_space(test, lambda embeds, labels: clustering(embeds, labels, test.seed))
 
 
 def _in_each_space(test: EmbeddedSet, protocol: Callable[[Tensor, Tensor], Figures]) -> Figures:
@@ -229,8 +139,8 @@ def _in_each_space(test: EmbeddedSet, protocol: Callable[[Tensor, Tensor], Figur
     return figures
 
 
-def run_winoground(sets: EmbeddedSets) -> Figures:
-    return winoground(*(embeds.unflatten(0, (-1, 2)) for embeds in (sets.test.image_embeds, sets.test.caption_embeds)))
+def run_winoground(test: EmbeddedSet) -> Figures:
+    return winoground(*(embeds.unflatten(0, (-1, 2)) for embeds in (test.image_embeds, test.caption_embeds)))
 
 
 @dataclass(frozen=True)
@@ -238,14 +148,14 @@ class Protocol:
     r"""
     Args:
         run (`Callable`):
-            From [`EmbeddedSets`] to figures.
+            From the measured [`EmbeddedSet`] to figures.
         needs (`tuple[str]`):
             What the data must have; `HINTS` says how to show where it is.
         centred (`bool`, *optional*, defaults to `True`):
             Whether removing the means can change anything.
     """
 
-    run: Callable[[EmbeddedSets], Figures]
+    run: Callable[[EmbeddedSet], Figures]
     needs: tuple[str, ...]
     centred: bool = True
 
@@ -276,9 +186,7 @@ PROTOCOLS = {
 }
 
 
-def choose_protocols(
-    tasks: list[str], test: EvaluationSet, train: EvaluationSet | None, shifts: list[EvaluationSet]
-) -> dict[str, Protocol]:
+def choose_protocols(tasks: list[str], test: EvaluationSet) -> dict[str, Protocol]:
     r"""
     The protocols asked for by name; for `all` those that the data allow.
 
@@ -287,6 +195,7 @@ def choose_protocols(
     """
     if unknown := set(tasks) - PROTOCOLS.keys() - {"all"}:
         raise ValueError(f"There is no task {min(unknown)}; there are {', '.join(PROTOCOLS)}, and all.")
+    train = test.train
     has = {
         "labels": test.labels is not None,
         # Where each image is a class of its own, neither clusters nor images of the same class mean anything.
@@ -294,7 +203,7 @@ def choose_protocols(
         "train": train is not None,
         "train_classes": train is not None and train.labels is not None and len(train.labels.unique()) > 1,
         "two_images": len(test.dataset) > 1,
-        "shifts": bool(shifts),
+        "shifts": bool(test.shifts),
         "superclasses": test.superclasses is not None,
         "captions": test.captions is not None,
         "winoground": test.is_winoground,
