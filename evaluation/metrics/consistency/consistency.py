@@ -2,6 +2,9 @@
 
 import datasets
 import evaluate
+import torch
+
+from modeling_cyclip.evaluation.ranking import majority_votes
 
 
 _CITATION = """
@@ -51,15 +54,7 @@ class Consistency(evaluate.Metric):
     def _compute(self, predictions, references, k=1):
         if k < 1 or min(len(neighbours) for neighbours in references) < k:
             raise ValueError(f"k={k} needs k to be at least 1 and as many neighbours of every image.")
-        agreements = [
-            label == _vote(neighbours[:k]) for label, neighbours in zip(predictions, references, strict=True)
-        ]
-        return {"consistency": sum(agreements) / len(agreements)}
-
-
-def _vote(neighbours):
-    """The one label that leads among the neighbours, the farthest of which are left out until there is one."""
-    counts = sorted(((neighbours.count(label), label) for label in set(neighbours)), reverse=True)
-    if len(counts) > 1 and counts[0][0] == counts[1][0]:
-        return _vote(neighbours[:-1])
-    return counts[0][1]
+        # Nearest first: the k that vote.
+        votes = majority_votes(torch.tensor([neighbours[:k] for neighbours in references]), [k])[k]
+        agreements = torch.tensor(predictions) == votes
+        return {"consistency": agreements.sum().item() / len(agreements)}
