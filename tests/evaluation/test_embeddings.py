@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -47,6 +50,31 @@ def test_image_embeddings_are_the_models(model, processor, pairs, batch_size):
 def test_worker_processes_change_nothing(model, processor, pairs):
     alone = image_embeddings(model, processor, pairs["image"], 8)
     assert torch.equal(image_embeddings(model, processor, pairs["image"], 8, num_workers=2), alone)
+
+
+SPAWNED_WORKER = """
+import multiprocessing, sys, torch
+from datasets import load_dataset
+from PIL import Image
+from modeling_cyclip.evaluation.embeddings import image_embeddings, load_checkpoint
+
+multiprocessing.set_start_method("spawn")
+model, processor = load_checkpoint(sys.argv[1], "fp32", torch.device("cpu"))
+images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue", "yellow")]
+alone, by_worker = (image_embeddings(model, processor, images, 2, num_workers=number) for number in (0, 1))
+assert torch.equal(alone, by_worker)
+column = load_dataset("parquet", data_files=sys.argv[2], split="train")["image"]
+assert image_embeddings(model, processor, column, 2, num_workers=1).shape == (4, 12)
+"""
+
+
+def test_workers_need_no_fork(checkpoint, pairs, tmp_path):
+    # macOS spawns them, and Python 3.14 starts them from a server: both pickle what a worker gets.
+    pairs.select(range(4)).to_parquet(tmp_path / "pairs.parquet")
+    command = [sys.executable, "-c", SPAWNED_WORKER, checkpoint, tmp_path / "pairs.parquet"]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 7])
