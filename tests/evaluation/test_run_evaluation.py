@@ -167,7 +167,6 @@ def test_winoground(run, checkpoint, tmp_path):
         (["--label_column", "label", "--image_column", "group"], "holds ClassLabel, not images"),
         (["--label_column", "label", "--baseline_points", "x"], "are of one shifted set, but there are 0"),
         (["--label_column", "label", "--dtype", "fp8"], "fp32, bf16"),
-        (["--use_cpu"], "no argument --use_cpu"),
     ],
 )
 def test_faults_end_the_run_in_one_line(run, arguments, message):
@@ -176,6 +175,12 @@ def test_faults_end_the_run_in_one_line(run, arguments, message):
     assert str(error.value).startswith("error: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_unknown_argument_ends_the_run_in_one_line(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--use_cpu")
+    assert "error: there is no argument --use_cpu" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_two_processes_give_identical_figures(run, checkpoint, data_folder, tmp_path):
