@@ -160,6 +160,7 @@ def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tupl
     return model.to(device).eval(), processor
 
 
+@dataclass
 class Encoder:
     r"""
     Embeds datasets and texts with one checkpoint, over all processes, and keeps the results as safetensors.
@@ -183,22 +184,15 @@ class Encoder:
             The processes. All of them call the methods, in the same order.
     """
 
-    def __init__(
-        self,
-        model: CLIPModel,
-        processor: ProcessorMixin,
-        cache_dir: Path,
-        batch_size: int,
-        num_workers: int,
-        state: PartialState,
-    ):
-        self.model = model
-        self.processor = processor
-        self.cache_dir = cache_dir
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.state = state
-        self.fingerprint = checkpoint_fingerprint(model, processor)
+    model: CLIPModel
+    processor: ProcessorMixin
+    cache_dir: Path
+    batch_size: int
+    num_workers: int
+    state: PartialState
+
+    def __post_init__(self):
+        self.fingerprint = checkpoint_fingerprint(self.model, self.processor)
 
     def images(self, dataset: Dataset) -> Tensor | None:
         """Features of the column `image` before normalisation, `(num_rows, dim)`; `None` but on the main process."""
