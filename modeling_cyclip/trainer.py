@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
@@ -383,7 +383,7 @@ class CyCLIPTrainer(Trainer):
         tags: str | list[str] | None = None,
         finetuned_from: str | None = None,
         dataset_tags: str | list[str] | None = None,
-    ) -> None:
+    ) -> ModelCard | None:
         r"""
         Writes the model's card, from what its folder holds. What is not known is left out.
 
@@ -398,15 +398,18 @@ class CyCLIPTrainer(Trainer):
                 The checkpoint on the Hub that was trained on. Default: the one that the model was opened from.
             dataset_tags (`str` or `list[str]`, *optional*):
                 Datasets on the Hub. Default: the one that the training set was loaded from.
+
+        Returns:
+            [`~huggingface_hub.ModelCard`]; `None` but on the main process.
         """
         # The one import that points up: a Trainer without a card of its own would publish transformers' draft.
         from .hub.card import write_model_card
 
         if not self.is_world_process_zero():
-            return
+            return None
         if self.state.global_step > 0:
             self.save_state()
-        write_model_card(
+        return write_model_card(
             self.args.output_dir,
             self.hub_model_id or self.args.output_dir,
             language=language,
@@ -433,7 +436,8 @@ class CyCLIPTrainer(Trainer):
             commit_message, blocking, token, revision, private (*optional*):
                 As in [`~transformers.Trainer.push_to_hub`].
             kwargs (*optional*):
-                What [`CyCLIPTrainer.create_model_card`] takes.
+                What [`CyCLIPTrainer.create_model_card`] takes. The card that says so replaces one on the Hub, which would
+                stay if it were of the same weights.
 
         Returns:
             [`~huggingface_hub.CommitInfo`], or its `Future` where `blocking` is `False`; `None` but on the main process.
@@ -446,12 +450,13 @@ class CyCLIPTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(**kwargs)
+        card = self.create_model_card(**kwargs)
         self._finish_current_push()
         commit = partial(
             publish,
             self.args.output_dir,
             self.hub_model_id,
+            card=card if kwargs else None,
             commit_message=commit_message,
             private=self.args.hub_private_repo if private is None else private,
             revision=self.args.hub_revision if revision is None else revision,

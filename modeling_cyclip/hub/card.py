@@ -13,8 +13,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils.sha import sha_fileobj
-from matplotlib.figure import Figure as Plot
 from safetensors import SafetensorError, safe_open
+from transformers.utils import is_matplotlib_available
 
 from ..comparison.report import answer_table
 from ..package_files import package_file
@@ -64,10 +64,16 @@ def make_card(
     figures: Iterable[Figure] = (),
     license: str | None = None,
     comparison: dict[str, Any] | None = None,
+    *,
+    language: str | list[str] | None = None,
+    tags: str | list[str] | None = None,
+    base_model: str | None = None,
+    datasets: str | list[str] | None = None,
 ) -> ModelCard:
     r"""
     The card of a checkpoint. It states no number that no file holds: the folder's config.json, weights,
-    trainer_state.json, eval_results.json and run.json, or a results.json. Draws the training curve into the folder.
+    trainer_state.json, eval_results.json and run.json, or a results.json. What none of them knows is left out. Draws the
+    training curve into the folder.
 
     Args:
         output_dir (`str` or `Path`):
@@ -80,6 +86,14 @@ def make_card(
             The Hub's identifier of the weights' licence. Default: what the training was told, or none.
         comparison (`dict`, *optional*):
             Results of a comparison of objectives that this model is from, from [`read_comparison`].
+        language (`str` or `list[str]`, *optional*):
+            Languages of the captions, as the Hub names them.
+        tags (`str` or `list[str]`, *optional*):
+            Tags beside the card's own.
+        base_model (`str`, *optional*):
+            The checkpoint on the Hub that was trained on. Default: the one that run.json names.
+        datasets (`str` or `list[str]`, *optional*):
+            The datasets on the Hub that it was trained on. Default: the one that run.json names.
 
     Returns:
         [`~huggingface_hub.ModelCard`]
@@ -92,16 +106,19 @@ def make_card(
     config = _read_json(output_dir / "config.json")
     run, state = _read_json(output_dir / RUN_RECORD), _read_json(output_dir / "trainer_state.json")
     license = license or run.get("model", {}).get("license")
+    base_model = base_model or run.get("base_model")
+    datasets = datasets or run.get("dataset")
     logs = state.get("log_history", [])
     name = Path(model_id).resolve().name
 
     data = ModelCardData(
+        language=language,
         license=license,
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
-        base_model=run.get("base_model"),
-        datasets=run.get("dataset"),
-        tags=["clip", "cyclip", "contrastive-learning"],
+        base_model=base_model,
+        datasets=datasets,
+        tags=["clip", "cyclip", "contrastive-learning", *_listed(tags)],
         widget=WIDGET,
         model_name=name if figures else None,
         eval_results=eval_results(figures) or None,
@@ -114,7 +131,8 @@ def make_card(
         license=license,
         figures=figures,
         run=run,
-        data_name=_data_name(run),
+        data=_describe_data(run, _listed(datasets)),
+        base_model=base_model,
         state=state,
         runtime=_last(logs, ("train_runtime",)).get("train_runtime"),
         last_log=_last(logs, LOGGED) | _last([_read_json(output_dir / "eval_results.json")], EVALUATED),
@@ -150,11 +168,18 @@ def _describe(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _data_name(run: dict[str, Any]) -> str:
-    value = next((value for name, value in run.get("data", {}).items() if name in DATA), None)
-    if value is None:
-        return "Not recorded"
-    return ", ".join(f"`{name}`" for name in ([value] if isinstance(value, str) else value))
+def _describe_data(run: dict[str, Any], datasets: list[str]) -> str:
+    """The training set, as far as it is known: its names and its size."""
+    told = next((value for name, value in run.get("data", {}).items() if name in DATA), None)
+    known = [f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets]
+    known = known or [f"`{name}`" for name in _listed(told)]
+    if run.get("training_pairs") is not None:
+        known.append(f"{run['training_pairs']:,} image-caption pairs")
+    return ", ".join(known)
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -214,12 +239,27 @@ def write_card(output_dir: str | Path, card: ModelCard) -> None:
     Path(output_dir, WRITTEN).write_text(sha256(path) + "\n")
 
 
-def write_model_card(output_dir: str | Path, model_id: str) -> None:
-    """The card after a training, as the Trainer asks for it. One that somebody edited is of an older model: put aside."""
+def write_model_card(
+    output_dir: str | Path,
+    model_id: str,
+    *,
+    language: str | list[str] | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    base_model: str | None = None,
+    datasets: str | list[str] | None = None,
+) -> ModelCard:
+    """
+    Writes the card after a training, as the Trainer asks for it: arguments as of [`make_card`]. One that somebody edited is
+    of an older model and put aside.
+    """
     if edited_card(output_dir) is not None:
         aside = Path(output_dir, CARD).rename(Path(output_dir, "README.edited.md"))
         logger.warning(f"The model is new, so its card is written anew; the edited one is now {aside}.")
-    write_card(output_dir, make_card(output_dir, model_id))
+    told = {"language": language, "license": license, "tags": tags, "base_model": base_model, "datasets": datasets}
+    card = make_card(output_dir, model_id, **told)
+    write_card(output_dir, card)
+    return card
 
 
 def edited_card(output_dir: str | Path) -> ModelCard | None:
@@ -287,11 +327,16 @@ def draw_training_curve(log_history: list[dict], path: Path) -> bool:
             The PNG to write.
 
     Returns:
-        `bool`: whether there was anything to draw.
+        `bool`: whether there was anything to draw, and matplotlib to draw it.
     """
     steps = [entry for entry in log_history if "loss" in entry]
     if len(steps) < 2:
         return False
+    if not is_matplotlib_available():
+        logger.warning("The card has no picture of the training: that needs matplotlib.")
+        return False
+    from matplotlib.figure import Figure as Plot
+
     evaluated = [(entry["step"], entry["eval_loss"]) for entry in log_history if "eval_loss" in entry]
     figure = Plot(figsize=(10, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)

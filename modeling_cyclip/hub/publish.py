@@ -129,11 +129,12 @@ def publish(
     license: str | None = None,
     new_card: bool = False,
     comparison: dict[str, Any] | None = None,
+    card: ModelCard | None = None,
     commit_message: str = "Publish the model",
 ) -> CommitInfo:
     r"""
     Publishes a checkpoint in one commit: whoever opens the model sees all of it or nothing. What the repository has
-    already is not uploaded again. The card is
+    already is not uploaded again. Unless `card` is given, the card is
 
     - the folder's README.md, if somebody has edited it since it was written or last published;
     - else the one on the Hub, if it belongs to the same weights: new results go into its metadata, its text stays;
@@ -158,6 +159,8 @@ def publish(
             Whether to write the card anew whatever there is.
         comparison (`dict`, *optional*):
             Results of a comparison of objectives, from [`read_comparison`], for a new card.
+        card ([`~huggingface_hub.ModelCard`], *optional*):
+            The card, whatever there is.
         commit_message (`str`, *optional*):
             What the commit says.
 
@@ -175,8 +178,8 @@ def publish(
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         published = read_published(api, repo_id, revision)
-    card = {"license": license, "new_card": new_card, "comparison": comparison}
-    uploads, deletions, card = make_plan(output_dir, repo_id, published, evaluations, **card)
+    words = {"license": license, "new_card": new_card, "comparison": comparison, "card": card}
+    uploads, deletions, card = make_plan(output_dir, repo_id, published, evaluations, **words)
     with saying_how_to_go_on(output_dir, repo_id):
         committed = commit(api, repo_id, uploads, deletions, published, commit_message, revision)
     write_card(output_dir, card)
@@ -192,15 +195,14 @@ def make_plan(
     license: str | None = None,
     new_card: bool = False,
     comparison: dict[str, Any] | None = None,
+    card: ModelCard | None = None,
 ) -> tuple[dict[str, Path | bytes], list[str], ModelCard]:
     """What the repository shall hold, by path, what no longer, and its card. Arguments as of [`publish`]."""
     is_same_model = published.weights == {path.name: sha256(path) for path in weight_files(output_dir)}
     figures = [figure for evaluation in evaluations for figure in evaluation.figures]
-    card = None if new_card else edited_card(output_dir)
-    if card is None and is_same_model and not new_card:
-        card = published.card
-    if card is None:
-        card = make_card(output_dir, repo_id, figures, license, comparison)
+    if not new_card:
+        card = card or edited_card(output_dir) or (published.card if is_same_model else None)
+    card = card or make_card(output_dir, repo_id, figures, license, comparison)
 
     metadata, text = card.data.to_dict(), card._content
     kept = published.card.data.get("eval_results", []) if is_same_model and published.card is not None else []

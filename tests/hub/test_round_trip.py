@@ -47,7 +47,7 @@ def workplace(tmp_path) -> Path:
 def samples(card: ModelCard) -> dict[str, str]:
     """The card's code, by the first word that tells one from another."""
     code = re.findall(r"```(?:python|bash)\n(.*?)```", card.text, re.DOTALL)
-    return dict(zip(("pipeline", "from_pretrained", "accelerate"), code, strict=True))
+    return dict(zip(("pipeline", "from_pretrained", "cyclip train"), code, strict=True))
 
 
 def logits_before(folder: Path, image: Path) -> torch.Tensor:
@@ -100,7 +100,8 @@ def test_pipeline_without_the_package_gives_the_same_answers(hub, publish, run_f
 
 def test_training_on_from_the_hub_and_publishing_that(hub, publish, run_folder, workplace):
     assert publish(run_folder, "tester/vit").returncode == 0
-    command = samples(card_of(hub))["accelerate"].strip().replace("training/", f"{ROOT}/training/")
+    install, command = samples(card_of(hub))["cyclip train"].splitlines()
+    assert install == 'pip install "cyclip[train]"'
     command += " --use_cpu --max_steps 2 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 1e-3"
     command += " --push_to_hub --hub_model_id tester/again --hub_private_repo true --license apache-2.0"
     environment = hub.environment(workplace / "home")
