@@ -27,34 +27,6 @@ from .zero_shot import effective_robustness, fine_coarse, matched_accuracy, zero
 Figures = dict[str, Measure | float]
 
 
-def measure(embedded: EmbeddedSet, protocols: "dict[str, Protocol]", center: bool) -> dict[str, Figures]:
-    """Figures by task, and by `task, centred` where asked for."""
-    results = {name: protocol.run(embedded) for name, protocol in protocols.items()}
-    if center:
-        embedded = centered(embedded)
-        results |= {
-            f"{name}{CENTRED}": protocol.run(embedded) for name, protocol in protocols.items() if protocol.centred
-        }
-    return results
-
-
-def centered(embedded: EmbeddedSet) -> EmbeddedSet:
-    """All sets with the mean of the measured set's images, class prompts and captions removed from each of those."""
-    means = {
-        name: getattr(embedded, name).mean(dim=0)
-        for name in ("image_embeds", "class_embeds", "caption_embeds")
-        if getattr(embedded, name) is not None
-    }
-
-    def without_means(part: EmbeddedSet) -> EmbeddedSet:
-        embeds = {name: getattr(part, name) for name in means}
-        embeds = {name: e if e is None else center(e, means[name]) for name, e in embeds.items()}
-        train = None if part.train is None else without_means(part.train)
-        return replace(part, **embeds, train=train, shifts=[without_means(shift) for shift in part.shifts])
-
-    return without_means(embedded)
-
-
 def run_zero_shot(test: EmbeddedSet) -> Figures:
     return zero_shot(test.image_embeds, test.class_embeds, test.labels)
 
@@ -215,3 +187,31 @@ def choose_protocols(tasks: list[str], test: EvaluationSet) -> dict[str, Protoco
         if missing := [need for need in PROTOCOLS[task].needs if not has[need]]:
             raise ValueError(f"The task {task} needs {HINTS[missing[0]]}, which {test.name} does not have.")
     return {task: allowed[task] for task in tasks}
+
+
+def measure(embedded: EmbeddedSet, protocols: dict[str, Protocol], center: bool) -> dict[str, Figures]:
+    """Figures by task, and by `task, centred` where asked for."""
+    results = {name: protocol.run(embedded) for name, protocol in protocols.items()}
+    if center:
+        embedded = centered(embedded)
+        results |= {
+            f"{name}{CENTRED}": protocol.run(embedded) for name, protocol in protocols.items() if protocol.centred
+        }
+    return results
+
+
+def centered(embedded: EmbeddedSet) -> EmbeddedSet:
+    """All sets with the mean of the measured set's images, class prompts and captions removed from each of those."""
+    means = {
+        name: getattr(embedded, name).mean(dim=0)
+        for name in ("image_embeds", "class_embeds", "caption_embeds")
+        if getattr(embedded, name) is not None
+    }
+
+    def without_means(part: EmbeddedSet) -> EmbeddedSet:
+        embeds = {name: getattr(part, name) for name in means}
+        embeds = {name: e if e is None else center(e, means[name]) for name, e in embeds.items()}
+        train = None if part.train is None else without_means(part.train)
+        return replace(part, **embeds, train=train, shifts=[without_means(shift) for shift in part.shifts])
+
+    return without_means(embedded)
