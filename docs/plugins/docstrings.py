@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from griffe import Extension, GriffeLoader, Module, Object
+from griffe import ExprCall, Extension, GriffeLoader, Module, Object
 
 
 ITEM = re.compile(r"^(?P<head> +\*{0,2}\w+(?:, \w+)*) \((?P<told>.*)\):$", re.MULTILINE)
@@ -14,33 +14,28 @@ REFERENCE = re.compile(r"\[`~?([\w.]+)`\]")
 SHAPE = re.compile(r"of shape (`\(.*?\)`)")
 
 
-def types(told: str) -> str:
-    """`` `torch.Tensor` of shape `(batch, dim)` or `float`, *optional* `` as `torch.Tensor | float`."""
-    names = re.findall(r"`~?([^`]+)`", SHAPE.sub("", told.partition(", *optional")[0]))
-    return re.sub(r"^tuple\((.*)\)$", r"tuple[\1]", " | ".join(names))
-
-
-def shape(told: str) -> str:
-    found = SHAPE.search(told)
-    return f" Of shape {found[1]}." if found else ""
+def read(told: str) -> tuple[str, str]:
+    """`` `torch.Tensor` of shape `(batch, dim)` or `float`, *optional* `` as the type and the beginning of the text."""
+    names = " | ".join(re.findall(r"`~?([^`]+)`", SHAPE.sub("", told.partition(", *optional")[0])))
+    shape = SHAPE.search(told)
+    return re.sub(r"^tuple\((.*)\)$", r"tuple[\1]", names), f" Of shape {shape[1]}." if shape else ""
 
 
 def in_google_style(text: str, link: Callable[[re.Match], str]) -> str:
     def item(match: re.Match) -> str:
-        kind = types(match["told"])
-        return f"{match['head']}{f' ({kind})' if kind else ''}:{shape(match['told'])}"
+        kind, shape = read(match["told"])
+        return f"{match['head']}{f' ({kind})' if kind else ''}:{shape}"
 
     def returned(match: re.Match) -> str:
-        kind, told = types(match["told"]), match["text"]
-        if told is None:  # a type alone, or a sentence that begins with it
-            kind, told = kind.partition(" | ")[0], "" if match["told"].endswith("`]") else match["told"]
-        return f"{match['head']}{kind}:{shape(match['told'])} {told.strip()}".rstrip()
+        (kind, shape), text = read(match["told"]), match["text"]
+        if text is None:  # a type alone, or a sentence that begins with it
+            kind, text = kind.partition(" | ")[0], "" if match["told"].endswith("`]") else match["told"]
+        return f"{match['head']}{kind}:{shape} {text.strip()}".rstrip()
 
-    def raised(match: re.Match) -> str:
-        # The second line of a cause is indented like the first one.
-        return RAISED.sub(lambda line: f"{line[1]}{line[2] or '    '}", match[0])
-
-    return REFERENCE.sub(link, RAISES.sub(raised, ITEM.sub(item, RETURNED.sub(returned, text))))
+    text = ITEM.sub(item, RETURNED.sub(returned, text))
+    # The second line of a cause is indented further than the first one.
+    text = RAISES.sub(lambda part: RAISED.sub(lambda line: f"{line[1]}{line[2] or '    '}", part[0]), text)
+    return REFERENCE.sub(link, text)
 
 
 class TransformersDocstrings(Extension):
@@ -54,6 +49,8 @@ class TransformersDocstrings(Extension):
         def rewrite(part: Object) -> None:
             if part.docstring is not None:
                 part.docstring.value = in_google_style(part.docstring.value, link)
+            if part.is_attribute and isinstance(part.value, ExprCall) and str(part.value.function) == "HfArg":
+                part.value = next((told.value for told in part.value.arguments if told.name == "default"), part.value)
             for member in part.members.values():
                 if not member.is_alias:
                     rewrite(member)
