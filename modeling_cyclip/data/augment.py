@@ -1,12 +1,11 @@
 """A second view of an image and its caption, for the in-modal contrastive term. No dictionary or model is downloaded.
 
 The official code takes torchvision's AutoAugment and EDA (Wei & Zou, 2019, https://huggingface.co/papers/1901.11196).
-Here the image operations are Pillow's, drawn from the generator that is handed in: no dependency for a crop and three
-colour operations, and no random state that a resumed run would have to restore.
+Here Pillow changes the images, and the caller's generator draws everything. So a crop and three colour operations need no
+further dependency, and a resumed run has no random state to restore.
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from string import punctuation
@@ -25,12 +24,12 @@ CHANGED_SHARE = 0.1
 
 class SecondView:
     r"""
-    Makes it: the `augment` of [`CyCLIPTrainer`].
+    The `augment` of [`CyCLIPTrainer`]: makes a second view of an RGB image and of its caption, drawing from the generator.
 
     Args:
         synonyms (`str` or `Path`, *optional*):
-            A file of words that may stand for each other, one set a line, separated by commas. Without it captions are
-            changed by swapping and deleting words alone.
+            A file of words that may stand for each other: one set a line, separated by commas. Without it, an operation
+            swaps or deletes words.
 
     Raises:
         `ValueError`: a file that cannot be read, or has no line of two words.
@@ -40,24 +39,18 @@ class SecondView:
         self.synonyms = {} if synonyms is None else read_synonyms(synonyms)
 
     def __call__(self, image: Image.Image, caption: str, draws: Random) -> tuple[Image.Image, str]:
-        r"""
-        Args:
-            image (`PIL.Image.Image`):
-                An RGB image.
-            caption (`str`):
-                Its caption.
-            draws (`random.Random`):
-                Where all that is drawn comes from.
-
-        Returns:
-            `tuple(PIL.Image.Image, str)`: the second view of both.
-        """
         return augment_image(image, draws), augment_caption(caption, self.synonyms, draws)
 
 
 def augment_image(image: Image.Image, draws: Random) -> Image.Image:
     """A part of the image, mirrored half of the time, with other brightness, contrast and saturation."""
-    image = image.crop(_draw_box(*image.size, draws))
+    # The part is cut at the image's sides where area and aspect ratio do not fit.
+    area = draws.uniform(*AREA) * image.width * image.height
+    ratio = math.exp(draws.uniform(*map(math.log, ASPECT_RATIO)))
+    width = min(image.width, max(1, round(math.sqrt(area * ratio))))
+    height = min(image.height, max(1, round(math.sqrt(area / ratio))))
+    left, top = draws.randint(0, image.width - width), draws.randint(0, image.height - height)
+    image = image.crop((left, top, left + width, top + height))
     if draws.random() < 0.5:
         image = ImageOps.mirror(image)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
@@ -65,68 +58,33 @@ def augment_image(image: Image.Image, draws: Random) -> Image.Image:
     return image
 
 
-def _draw_box(width: int, height: int, draws: Random) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a part of the image; cut at its sides where area and aspect ratio do not fit."""
-    area = draws.uniform(*AREA) * width * height
-    ratio = math.exp(draws.uniform(*map(math.log, ASPECT_RATIO)))
-    box_width = min(width, max(1, round(math.sqrt(area * ratio))))
-    box_height = min(height, max(1, round(math.sqrt(area / ratio))))
-    left, top = draws.randint(0, width - box_width), draws.randint(0, height - box_height)
-    return left, top, left + box_width, top + box_height
-
-
 def augment_caption(caption: str, synonyms: dict[str, list[str]], draws: Random) -> str:
-    r"""
+    """
     The caption after one of EDA's operations on a tenth of its words, at least one: words swap places, are left out, or
-    give way to a synonym. Words are what stands between spaces; of a single one without a synonym nothing changes.
-
-    Args:
-        caption (`str`):
-            The caption.
-        synonyms (`dict`):
-            From words in lower case to what may stand for them.
-        draws (`random.Random`):
-            Where all that is drawn comes from.
-
-    Returns:
-        `str`: the other caption, not empty unless the caption is.
+    give way to a synonym (`synonyms` has them by word in lower case). White space separates words. A single word without a
+    synonym stays, so that only an empty caption gives an empty one.
     """
     words = caption.split()
-    replaceable = [place for place, word in enumerate(words) if _core(word).lower() in synonyms]
-    operations: list[Callable[[], list[str]]] = []
     number = max(1, round(CHANGED_SHARE * len(words)))
-    if len(words) > 1:
-        operations += [lambda: _swap(words, number, draws), lambda: _delete(words, number, draws)]
+    replaceable = [place for place, word in enumerate(words) if word.strip(punctuation).lower() in synonyms]
+    operations = ["swap", "delete"] if len(words) > 1 else []
     if replaceable:
-        operations.append(lambda: _replace(words, replaceable, number, synonyms, draws))
-    return " ".join(draws.choice(operations)()) if operations else caption
-
-
-def _swap(words: list[str], number: int, draws: Random) -> list[str]:
-    words = list(words)
-    for _ in range(number):
-        first, second = draws.sample(range(len(words)), 2)
-        words[first], words[second] = words[second], words[first]
-    return words
-
-
-def _delete(words: list[str], number: int, draws: Random) -> list[str]:
-    left_out = set(draws.sample(range(len(words)), number))
-    return [word for place, word in enumerate(words) if place not in left_out]
-
-
-def _replace(
-    words: list[str], replaceable: list[int], number: int, synonyms: dict[str, list[str]], draws: Random
-) -> list[str]:
-    words = list(words)
-    for place in draws.sample(replaceable, min(number, len(replaceable))):
-        core = _core(words[place])
-        words[place] = words[place].replace(core, draws.choice(synonyms[core.lower()]))
-    return words
-
-
-def _core(word: str) -> str:
-    return word.strip(punctuation)
+        operations.append("replace")
+    if not operations:
+        return caption
+    operation = draws.choice(operations)
+    if operation == "swap":
+        for _ in range(number):
+            first, second = draws.sample(range(len(words)), 2)
+            words[first], words[second] = words[second], words[first]
+    elif operation == "delete":
+        left_out = draws.sample(range(len(words)), number)
+        words = [word for place, word in enumerate(words) if place not in left_out]
+    else:
+        for place in draws.sample(replaceable, min(number, len(replaceable))):
+            core = words[place].strip(punctuation)
+            words[place] = words[place].replace(core, draws.choice(synonyms[core.lower()]))
+    return " ".join(words)
 
 
 def read_synonyms(path: str | Path) -> dict[str, list[str]]:
