@@ -1,4 +1,4 @@
-"""Captioned datasets from tables, folders, shards and the Hub, brought to one form: columns `image` and `caption`."""
+"""Reads captioned datasets from tables, folders, shards and the Hub into one form: the columns `image` and `caption`."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class DataArguments:
     train_split: str = HfArg(default="train", help="Training split, such as train, or noto+twemoji.")
     validation_split: str | None = HfArg(default=None, help="Split of the same dataset for eval_loss.")
     train_file: str | None = HfArg(
-        default=None, help="csv, tsv, json, jsonl or parquet file of pairs; image paths are relative to the file."
+        default=None, help="csv, tsv, json, jsonl or parquet file of pairs. Image paths are relative to the file."
     )
     validation_file: str | None = HfArg(default=None, help="File of the same form for eval_loss.")
     train_shards: list[str] | None = HfArg(
@@ -48,26 +48,26 @@ class DataArguments:
         default="caption", help="Column of captions: text, lists of texts (one is drawn each epoch), or class labels."
     )
     caption_templates: list[str] | None = HfArg(
-        default=None, help="With a class label column: templates such as 'a photo of a {}.', one is drawn each epoch."
+        default=None, help="With a class label column: templates such as 'a photo of a {}.' (one is drawn each epoch)."
     )
-    max_train_samples: int | None = HfArg(default=None, help="Train on the first so many pairs only.")
-    max_eval_samples: int | None = HfArg(default=None, help="Evaluate on the first so many pairs only.")
+    max_train_samples: int | None = HfArg(default=None, help="Train on the first pairs only, this many.")
+    max_eval_samples: int | None = HfArg(default=None, help="Evaluate on the first pairs only, this many.")
     eval_zero_shot: str | None = HfArg(
         default=None,
-        help="Labelled images (a benchmark's name, a folder or a Hub id) to measure eval_zero_shot_top1 on at every "
-        "evaluation; --metric_for_best_model can name it.",
+        help="Labelled images (a benchmark's name, a folder or a Hub id). Every evaluation measures eval_zero_shot_top1 "
+        "on them; --metric_for_best_model can name it.",
     )
     inmodal_contrastive: bool = HfArg(
         default=False,
-        help="Add contrastive terms of images, and of captions, with augmented views of them, as the "
-        "official code can. No result of it has been measured.",
+        help="Add contrastive terms between images, and between captions, and their augmented views, as the official "
+        "code can. No result of it has been measured.",
     )
     synonyms: str | None = HfArg(
-        default=None, help="With --inmodal_contrastive: file of synonyms for captions, a set a line, with commas."
+        default=None, help="With --inmodal_contrastive: file of synonyms, one set a line, separated by commas."
     )
     overfit_check: int | None = HfArg(
         default=None,
-        help="Train on the first so many pairs only, say whether the model can memorise them, and save nothing.",
+        help="Train on the first pairs only, this many, and say whether the model can memorise them. Nothing is saved.",
     )
 
     def __post_init__(self):
@@ -80,23 +80,18 @@ class DataArguments:
             raise ValueError("--synonyms goes with --inmodal_contrastive, which augments captions.")
         if self.overfit_check is not None and self.overfit_check < 2:
             raise ValueError(f"--overfit_check takes at least 2 pairs, got {self.overfit_check}.")
-        if self.validation_file and not self.train_file:
-            raise ValueError(
-                "--validation_file goes with --train_file; take --validation_split with --dataset_name, "
-                "--validation_shards with --train_shards."
-            )
-        if self.validation_split and not self.dataset_name:
-            raise ValueError(
-                "--validation_split goes with --dataset_name; take --validation_file with --train_file, "
-                "--validation_shards with --train_shards."
-            )
-        if self.validation_shards and not self.train_shards:
-            raise ValueError("--validation_shards goes with --train_shards.")
-        if self.train_shards and (self.image_column, self.caption_column, self.caption_templates) != (
-            "image",
-            "caption",
-            None,
+        for validation, training in (
+            ("validation_split", "dataset_name"),
+            ("validation_file", "train_file"),
+            ("validation_shards", "train_shards"),
         ):
+            if getattr(self, validation) and not getattr(self, training):
+                raise ValueError(
+                    f"--{validation} goes with --{training}. Take --validation_split with --dataset_name, "
+                    "--validation_file with --train_file, --validation_shards with --train_shards."
+                )
+        columns = self.image_column, self.caption_column, self.caption_templates
+        if self.train_shards and columns != ("image", "caption", None):
             raise ValueError(
                 "--image_column, --caption_column and --caption_templates go with tables: in shards the image is KEY.jpg "
                 "(jpeg, png, webp), the caption KEY.txt, or the field `caption` of KEY.json."
@@ -115,21 +110,27 @@ def load_captioned_datasets(args: DataArguments) -> tuple[Dataset, Dataset | Non
     Raises:
         `ValueError`: what is wrong with the file, the split, a column or the images, and what to do.
     """
-    if args.train_shards is not None:
-        train, validation = _read_shards(args.train_shards, args.max_train_samples, "training"), args.validation_shards
-        return train, None if validation is None else _read_shards(validation, args.max_eval_samples, "validation")
-    sources = (args.train_split, args.validation_split)
-    if args.train_file is not None:
-        sources = (args.train_file, args.validation_file)
+    train = _load(args, args.train_split, args.train_file, args.train_shards, args.max_train_samples, "training")
+    sources = args.validation_split, args.validation_file, args.validation_shards
+    return train, _load(args, *sources, args.max_eval_samples, "validation") if any(sources) else None
 
-    def load(source: str, max_samples: int | None, purpose: str) -> Dataset:
-        if args.train_file is None:
-            return _captioned(_read_split(source, args), None, args, max_samples, purpose)
+
+def _load(
+    args: DataArguments, split: str | None, file: str | None, shards: list[str] | None, limit: int | None, purpose: str
+) -> Dataset:
+    if shards is not None:
+        dataset = load_shards(shards)
+    elif file is not None:
+        dataset = _read_file(Path(file), args.delimiter)
+    else:
+        dataset = _read_split(split, args)
+    if limit is not None:
+        dataset = dataset.select(range(min(limit, len(dataset))))
+    if shards is None:
         # Paths in a file are relative to it.
-        return _captioned(_read_file(source, args), Path(source).parent, args, max_samples, purpose)
-
-    train = load(sources[0], args.max_train_samples, "training")
-    return train, None if sources[1] is None else load(sources[1], args.max_eval_samples, "validation")
+        dataset = _captioned(dataset, None if file is None else Path(file).parent, args, purpose)
+    _check_images(dataset, purpose)
+    return dataset
 
 
 def iterate_captions(dataset: Dataset) -> Iterator[str]:
@@ -139,21 +140,19 @@ def iterate_captions(dataset: Dataset) -> Iterator[str]:
             yield from [caption] if isinstance(caption, str) else caption
 
 
-def _read_file(name: str, args: DataArguments) -> Dataset:
-    path = Path(name)
+def _read_file(path: Path, delimiter: str | None) -> Dataset:
     if path.suffix not in FILE_FORMATS:
         raise ValueError(f"{path} is none of {', '.join(FILE_FORMATS)}; for a folder of images take --dataset_name.")
     if not path.is_file():
         raise ValueError(f"{path} does not exist.")
-    options = {}
-    if FILE_FORMATS[path.suffix] == "csv":
-        options["sep"] = args.delimiter or ("\t" if path.suffix == ".tsv" else ",")
+    file_format = FILE_FORMATS[path.suffix]
+    options = {"sep": delimiter or ("\t" if path.suffix == ".tsv" else ",")} if file_format == "csv" else {}
     try:
-        return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", **options)
+        return load_dataset(file_format, data_files=str(path), split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
-        # What `datasets` says of a table that has only a head is "Instruction "train" corresponds to no data!".
+        # `datasets` says of a table without rows: 'Instruction "train" corresponds to no data!'.
         reason = "it has no rows" if "corresponds to no data" in str(error) else error.__cause__ or error
-        raise ValueError(f"{path} cannot be read as {FILE_FORMATS[path.suffix]}: {reason}") from error
+        raise ValueError(f"{path} cannot be read as {file_format}: {reason}") from error
 
 
 def _read_split(split: str, args: DataArguments) -> Dataset:
@@ -163,20 +162,8 @@ def _read_split(split: str, args: DataArguments) -> Dataset:
         raise ValueError(f"{args.dataset_name} (split {split}) cannot be loaded: {error}") from error
 
 
-def _read_shards(patterns: list[str], max_samples: int | None, purpose: str) -> Dataset:
-    dataset = _first(load_shards(patterns), max_samples)
-    _check_images(dataset, purpose)
-    return dataset
-
-
-def _first(dataset: Dataset, max_samples: int | None) -> Dataset:
-    return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
-
-
-def _captioned(
-    dataset: Dataset, folder: Path | None, args: DataArguments, max_samples: int | None, purpose: str
-) -> Dataset:
-    dataset = _first(dataset, max_samples)
+def _captioned(dataset: Dataset, folder: Path | None, args: DataArguments, purpose: str) -> Dataset:
+    """The columns `image` and `caption` of a table, without the rows that have no caption."""
     if len(dataset) == 0:
         raise ValueError(f"The {purpose} set is empty.")
     # Column by column, so that putting captions into form copies no images.
@@ -192,7 +179,6 @@ def _captioned(
         raise ValueError(f"None of the {num_rows} {purpose} pairs has a caption.")
     if len(dataset) < num_rows:
         logger.warning(f"{num_rows - len(dataset)} of {num_rows} {purpose} pairs have no caption and are left out.")
-    _check_images(dataset, purpose)
     return dataset
 
 
@@ -239,14 +225,14 @@ def _has_caption(caption: str | list[str] | None) -> bool:
 
 
 def _check_images(dataset: Dataset, purpose: str) -> None:
-    """Refuses a set none of whose first images can be opened: then it is the paths or the column that are wrong."""
+    """Refuses a set if none of its first images can be opened: then the paths or the column are wrong."""
     for image in dataset.select(range(min(16, len(dataset))))["image"]:
         try:
             load_image(image)
             return
         except BrokenImageError as error:
-            first_error = error
+            last_error = error
     raise ValueError(
-        f"None of the first images of the {purpose} set can be opened; the last one: {first_error}. Paths are taken "
+        f"None of the first images of the {purpose} set can be opened; the last one: {last_error}. Paths are taken "
         "relative to the folder of the file."
     )

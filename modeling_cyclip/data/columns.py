@@ -1,4 +1,4 @@
-"""What the columns of a dataset hold, and how both training and evaluation say that it is something else."""
+"""Finds and checks the columns of a dataset, for training and for evaluation."""
 
 from pathlib import Path
 
@@ -6,16 +6,12 @@ from datasets import Dataset, Image, LargeList, List, Value
 
 
 TEXT = (Value("string"), Value("large_string"))
-
-# What `datasets` has where an image has no label.
+# `datasets` gives one of these where an image has no label.
 MISSING_LABELS = (None, -1)
 
 
 def check_column(dataset: Dataset, column: str, options: str) -> None:
-    r"""
-    Raises:
-        `ValueError`: no such column; `options` names what to set.
-    """
+    """Raises a `ValueError` where there is no such column; it names the `options` to set."""
     if column not in dataset.column_names:
         raise ValueError(
             f"There is no column '{column}'; the data has {', '.join(dataset.column_names)}. Set {options}."
@@ -30,19 +26,9 @@ def describe(feature) -> str:
 
 
 def only_images(dataset: Dataset, column: str, folder: str | Path | None = None) -> Dataset:
-    r"""
-    The column of images alone, as `image`, undecoded.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            The rows.
-        column (`str`):
-            A column that is there, of images or of paths.
-        folder (`str` or `Path`, *optional*):
-            What paths are relative to. Default: the working directory.
-
-    Raises:
-        `ValueError`: a column of something else.
+    """
+    The column of images alone, as `image`, undecoded. Paths in it are relative to `folder`, by default to the working
+    directory. Raises a `ValueError` where the column holds neither images nor paths.
     """
     feature = dataset.features[column]
     if not (isinstance(feature, Image) or feature in TEXT):
@@ -57,6 +43,4 @@ def only_images(dataset: Dataset, column: str, folder: str | Path | None = None)
             input_columns=column,
             desc="Resolving image paths",
         )
-    if column != "image":
-        dataset = dataset.rename_column(column, "image")
-    return dataset.cast_column("image", Image(decode=False))
+    return dataset.rename_columns({column: "image"}).cast_column("image", Image(decode=False))
