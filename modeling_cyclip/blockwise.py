@@ -1,4 +1,4 @@
-"""CLIP's contrastive term, that of two views, and in-batch recall, without ever holding the N×N logits."""
+"""The contrastive loss of pairs, that of two views, and in-batch recall. None of them ever holds the N×N logits."""
 
 from contextlib import contextmanager
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from .distributed import all_gather_stack, all_reduce_sum, gather_rows, rank, world_size
 
 
-# Rows of logits held at once. Blocks of 256 rows are as fast as the whole matrix on CPU and large enough for a GPU.
+# Rows of logits in memory at once. 256 rows are as fast as the whole matrix on CPU and enough to keep a GPU busy.
 BLOCK_SIZE = 256
 
 
 @contextmanager
 def full_precision(device_type: str):
-    """Products of float32 matrices are taken in float32: neither autocast nor TF32 touches them."""
+    """Computes products of float32 matrices in float32: neither autocast nor TF32 applies."""
     with torch.autocast(device_type, enabled=False):
         if device_type != "cuda":
             yield
@@ -29,7 +29,7 @@ def full_precision(device_type: str):
 
 
 def refuse_second_derivatives() -> None:
-    """To be called in a backward pass, where gradients are recorded only for the sake of second derivatives."""
+    """Call this in a backward pass, where autograd records only if second derivatives are wanted."""
     if torch.is_grad_enabled():
         raise NotImplementedError(
             "The loss has first derivatives only: call backward without `create_graph=True`, or compute a loss from the "
@@ -39,13 +39,13 @@ def refuse_second_derivatives() -> None:
 
 class BlockwiseContrastiveLoss(torch.autograd.Function):
     """
-    Cross-entropy over the rows and the columns of the scaled similarities, averaged (CyCLIP, section 2; CLIP).
+    Mean of the cross-entropies over the rows and over the columns of the scaled similarities (CyCLIP, section 2; CLIP).
 
-    Two passes over blocks of rows: the forward keeps only the log-sum-exp of every row and every column, the backward
-    computes each block again and takes both gradients from it. O(block · N) memory, exact.
+    The forward pass goes through blocks of rows and keeps only the log-sum-exp of every row and every column. The
+    backward pass computes each block again and takes both gradients from it. This is exact, in O(block · N) memory.
 
-    With a process group, `image_embeds` are this process's n rows, `text_embeds` the columns of all processes in the
-    order of their ranks: each process computes its own rows, the column sums are combined.
+    With a process group, `image_embeds` are the n rows of this process, and `text_embeds` are the columns of all
+    processes in the order of their ranks. Each process computes its own rows, then the column sums are combined.
     """
 
     @staticmethod
@@ -69,16 +69,14 @@ class BlockwiseContrastiveLoss(torch.autograd.Function):
                 previous_max, column_max = column_max, torch.maximum(column_max, logits.amax(dim=0))
                 column_sum *= torch.exp(previous_max - column_max)
                 column_sum += logits.sub_(column_max).exp_().sum(dim=0)
-            own_columns = slice(first_column, first_column + num_rows)
-            column_max, column_sum = _combine_columns(column_max, column_sum, process_group)
-            # Maximum and pair are subtracted before the logarithm of the sum is added: the loss of a batch that is
-            # nearly solved would otherwise drown in the rounding of the logits.
-            gaps = (
-                (row_max - matched)
-                + row_sum.log()
-                + (column_max[own_columns] - matched)
-                + column_sum[own_columns].log()
-            )
+            # So far these are the maxima and sums over this process's rows; now they are combined over all rows.
+            maxima, sums = all_gather_stack(torch.stack([column_max, column_sum]), process_group).unbind(dim=1)
+            column_max = maxima.amax(dim=0)
+            column_sum = (sums * torch.exp(maxima - column_max)).sum(dim=0)
+            # The pair is subtracted from the maximum before the logarithm of the sum is added. Otherwise the loss of a
+            # nearly solved batch would drown in the rounding of the logits.
+            own = slice(first_column, first_column + num_rows)
+            gaps = (row_max - matched) + row_sum.log() + (column_max[own] - matched) + column_sum[own].log()
             loss = all_reduce_sum(gaps.sum(), process_group) / (2 * num_columns)
             row_lse, column_lse = row_max + row_sum.log(), column_max + column_sum.log()
 
@@ -96,7 +94,7 @@ class BlockwiseContrastiveLoss(torch.autograd.Function):
         grad_image = torch.empty_like(image_embeds)
         grad_text = torch.zeros_like(text_embeds) if needs_text_grad else None
         with full_precision(image_embeds.device.type):
-            # d loss / d logits, but for this factor, is softmax over the row + softmax over the column - 2 on the pair.
+            # d loss / d logits = factor · (softmax over the row + softmax over the column - 2 on the pair)
             factor = grad_output * ctx.world_size / (2 * num_columns)
             scaled_images = image_embeds * logit_scale
             for start in range(0, num_rows, BLOCK_SIZE):
@@ -109,53 +107,27 @@ class BlockwiseContrastiveLoss(torch.autograd.Function):
                     torch.mm(grad_logits, text_embeds, out=grad_image[rows])
                 if needs_text_grad:
                     grad_text.addmm_(grad_logits.T, scaled_images[rows])
-            # The scale multiplies every logit as the image embeddings do, so its gradient needs no pass of its own.
+            # The scale multiplies the image embeddings, so its gradient follows from theirs.
             grad_scale = (grad_image * image_embeds).sum() * factor if needs_scale_grad else None
             grad_image = grad_image.mul_(factor * logit_scale) if needs_image_grad else None
             grad_text = grad_text.mul_(factor) if needs_text_grad else None
         return grad_image, grad_text, grad_scale, None
 
 
-def _combine_columns(
-    column_max: Tensor, column_sum: Tensor, process_group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
-    """The maxima and sums of exponentials of whole columns, from those of each process's rows."""
-    if process_group is None:
-        return column_max, column_sum
-    maxima, sums = all_gather_stack(torch.stack([column_max, column_sum]), process_group).unbind(dim=1)
-    column_max = maxima.amax(dim=0)
-    return column_max, (sums * torch.exp(maxima - column_max)).sum(dim=0)
-
-
 def contrastive_loss(
     image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """
-    CLIP's loss of N pairs by blocks of rows.
-
-    Args:
-        image_embeds (`torch.Tensor` of shape `(batch, dim)`):
-            Unit-norm image embeddings, float32 or float64.
-        text_embeds (`torch.Tensor` of shape `(batch, dim)`):
-            Unit-norm text embeddings, float32 or float64.
-        logit_scale (`torch.Tensor` of shape `()`):
-            The multiplier of the cosines, already exponentiated.
-        process_group (`torch.distributed.ProcessGroup`, *optional*):
-            The processes whose pairs make up the batch.
-
-    Returns:
-        `torch.Tensor` of shape `()`.
-    """
+    """CLIP's loss of the pairs of all processes, from unit-norm embeddings and the exponentiated scale."""
     all_text_embeds = gather_rows(text_embeds, process_group)
     return BlockwiseContrastiveLoss.apply(image_embeds, all_text_embeds, logit_scale, process_group)
 
 
 class BlockwiseViewLoss(torch.autograd.Function):
     """
-    Cross-entropy over the rows alone of the scaled similarities. No row needs the sums of another, so one pass over
-    blocks of rows gives the loss and its gradients, which the backward pass only scales.
+    Cross-entropy over the rows alone of the scaled similarities. No row needs the sums of another row, so one pass over
+    blocks of rows gives both the loss and its gradients. The backward pass only scales these.
 
-    With a process group, `embeds` are this process's n rows, `augmented_embeds` the columns of all processes.
+    With a process group, `embeds` are the n rows of this process, and `augmented_embeds` the columns of all processes.
     """
 
     @staticmethod
@@ -172,7 +144,7 @@ class BlockwiseViewLoss(torch.autograd.Function):
                 rows = slice(start, start + BLOCK_SIZE)
                 log_softmax = torch.log_softmax(scaled[rows] @ augmented_embeds.T, dim=1)
                 total -= log_softmax.diagonal(first_column + start).sum()
-                # d loss / d logits is, but for the factor 1 / N, the softmax over the row - 1 on the pair.
+                # d loss / d logits = 1 / N · (softmax over the row - 1 on the pair)
                 grad_logits = log_softmax.exp_()
                 grad_logits.diagonal(first_column + start).sub_(1)
                 torch.mm(grad_logits, augmented_embeds, out=grad_embeds[rows])
@@ -192,21 +164,8 @@ def view_contrastive_loss(
     embeds: Tensor, augmented_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None = None
 ) -> Tensor:
     """
-    Cross-entropy of finding each sample's augmented view among those of the whole batch: one direction, from the view as
-    it is to the augmented one, as in the official code.
-
-    Args:
-        embeds (`torch.Tensor` of shape `(batch, dim)`):
-            Unit-norm embeddings of the images, or of the captions, float32 or float64.
-        augmented_embeds (`torch.Tensor` of shape `(batch, dim)`):
-            Those of their augmented views.
-        logit_scale (`torch.Tensor` of shape `()`):
-            The multiplier of the cosines, already exponentiated.
-        process_group (`torch.distributed.ProcessGroup`, *optional*):
-            The processes whose samples make up the batch.
-
-    Returns:
-        `torch.Tensor` of shape `()`.
+    Cross-entropy of finding each sample's augmented view among those of all processes. As in the official code, it goes
+    in one direction only, from the original view to the augmented one.
     """
     all_augmented_embeds = gather_rows(augmented_embeds, process_group)
     return BlockwiseViewLoss.apply(embeds, all_augmented_embeds, logit_scale, process_group)
@@ -215,19 +174,9 @@ def view_contrastive_loss(
 @torch.no_grad()
 def in_batch_recall(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Share of the images whose own caption is the most similar of the batch, and the share of captions likewise.
-
-    A pair that ties with others counts as the chance of picking it among them, so that collapsed embeddings score
-    1 / N and not 1.
-
-    Args:
-        image_embeds (`torch.Tensor` of shape `(batch, dim)`):
-            Unit-norm image embeddings.
-        text_embeds (`torch.Tensor` of shape `(batch, dim)`):
-            Unit-norm text embeddings.
-
-    Returns:
-        `tuple(torch.Tensor, torch.Tensor)`: image-to-text and text-to-image recall@1, each of shape `()`, in [0, 1].
+    Image-to-text and text-to-image recall@1 of unit-norm embeddings: the share of images whose own caption is the most
+    similar one in the batch, and the share of captions likewise. A pair that ties with others counts as the chance of
+    picking it among them, so that collapsed embeddings score 1 / N and not 1.
     """
     return _row_recall(image_embeds, text_embeds), _row_recall(text_embeds, image_embeds)
 

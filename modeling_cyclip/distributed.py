@@ -1,10 +1,10 @@
 """Sums and concatenations over processes.
 
-Every process computes the one loss of the global batch. Data-parallel wrappers (DDP, FSDP) then average the gradients of
-the W processes, where the gradient of that one loss is their sum: the contrastive and the cyclic terms multiply theirs by
-W, so that the average comes out as the exact gradient.
+Every process computes the same loss, that of the global batch. The gradient of this loss is the sum of the gradients of
+the W processes, but data-parallel wrappers (DDP, FSDP) average them. The contrastive and the cyclic terms therefore
+multiply their gradients by W, so that the average is the exact gradient.
 
-Without a process group (`None`) each operation here is the identity.
+Without a process group (`None`) every operation here is the identity.
 """
 
 import torch
@@ -63,7 +63,7 @@ class _GatherRows(torch.autograd.Function):
 
 def gather_rows(tensor: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
     """
-    The rows of every process, in the order of their ranks, differentiable: a row's gradient is the sum of what every
-    process computes for it. All processes must hold equally many rows.
+    The rows of all processes in the order of their ranks, differentiable: the gradient of a row is the sum of the
+    gradients that all processes compute for it. All processes must hold equally many rows.
     """
     return tensor if process_group is None else _GatherRows.apply(tensor, process_group)

@@ -26,7 +26,7 @@ class CyCLIPLossOutput(NamedTuple):
         crossmodal_cyclic_loss (`torch.Tensor` of shape `()`):
             The cross-modal term, before its weight.
         inmodal_contrastive_loss (`torch.Tensor` of shape `()`, *optional*):
-            The contrastive term of the views of one kind, in nats; of a batch with augmented views.
+            The in-modal contrastive term, in nats. Only a batch with augmented views has it.
     """
 
     loss: Tensor
@@ -50,15 +50,16 @@ def cyclip_loss(
     process_group: dist.ProcessGroup | None = None,
 ) -> CyCLIPLossOutput:
     r"""
-    CyCLIP's loss of N image-text pairs (paper, equation 4), exact and without N×N matrices where N exceeds `dim`:
+    CyCLIP's loss of N image-text pairs (paper, equation 4):
 
         contrastive + λ1 · in-modal + λ2 · cross-modal
 
-    With augmented views, the contrastive term is averaged with the in-modal contrastive one: the mean of the two
-    cross-entropies of finding an image's augmented view among all of them, and a caption's. The official code calls this
-    option `inmodal`. The cyclic terms are of the views as they are.
+    The result is exact, and no N×N matrix is built where N exceeds `dim`. The loss is computed in float32 (float64 for
+    float64 embeddings), also under autocast, and can be differentiated once.
 
-    Computed in float32 (float64 for float64 embeddings) whatever autocast says. Differentiable once.
+    With augmented views, the contrastive term is averaged with an in-modal contrastive term. This is the mean of two
+    cross-entropies: that of finding each image's augmented view among all augmented images, and the same for captions.
+    The official code calls this option `inmodal`. The cyclic terms use the original views only.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(batch, dim)`):
@@ -68,26 +69,26 @@ def cyclip_loss(
         logit_scale (`torch.Tensor` of shape `()` or `float`):
             The positive multiplier of the cosines (one over the temperature), already exponentiated.
         inmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
-            λ1. With both weights 0 the loss is CLIP's, and the two terms are only reported.
+            λ1. With both weights 0 the loss is CLIP's, and the two cyclic terms are only reported.
         crossmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
             λ2.
         cyclic_reference_batch_size (`int`, *optional*):
-            The batch size R the weights were chosen for: both are multiplied by R / N. `None` is the paper's loss.
+            The batch size R that the weights were chosen for: both are multiplied by R / N. `None` is the paper's loss.
         augmented_image_embeds (`torch.Tensor` of shape `(batch, dim)`, *optional*):
-            Unit-norm embeddings of the augmented images, row by row those of `image_embeds`.
+            Unit-norm embeddings of the augmented images, in the same order as `image_embeds`.
         augmented_text_embeds (`torch.Tensor` of shape `(batch, dim)`, *optional*):
             Unit-norm embeddings of the augmented captions.
         process_group (`torch.distributed.ProcessGroup`, *optional*):
-            Processes whose pairs, equally many each, make up one batch. Each gets the loss of the whole batch, and
-            gradients whose average over the processes is the gradient of one process with all the pairs.
+            Processes whose pairs make up one batch; all must hold equally many. Each process gets the loss of the whole
+            batch. The average of their gradients is the gradient that one process with all the pairs would have.
 
     Returns:
-        [`CyCLIPLossOutput`]: the loss, and its parts unweighted and without gradient (for a loss of your own
-        take the differentiable terms of [`cyclic_regularisers`]).
+        [`CyCLIPLossOutput`]: the loss, and its parts, unweighted and without gradient. For a loss of your own, use the
+        differentiable terms of [`cyclic_regularisers`].
 
     Raises:
         `ValueError`: embeddings that are not matrices of one shape with at least one row, one augmented view without the
-        other, a negative weight, a reference batch below 1.
+        other, a negative weight, or a reference batch below 1.
 
     Example:
 
@@ -109,8 +110,8 @@ def cyclip_loss(
     logit_scale = torch.as_tensor(logit_scale, device=image_embeds.device).to(image_embeds.dtype)
     if logit_scale.numel() != 1:
         raise ValueError(f"`logit_scale` must be one number, got a tensor of shape {tuple(logit_scale.shape)}.")
-
     logit_scale = logit_scale.reshape(())
+
     contrastive = contrastive_loss(image_embeds, text_embeds, logit_scale, process_group)
     loss, inmodal_contrastive = contrastive, None
     if views:
@@ -123,7 +124,7 @@ def cyclip_loss(
     norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, process_group)
     batch_size = len(image_embeds) * world_size(process_group)
     factor = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
-    # A product whose weight is zero is only reported: ⟨Y,Yᵀ⟩ with equal weights, both for CLIP.
+    # A product with weight zero is only reported: ⟨Y,Yᵀ⟩ with equal weights, both products for CLIP.
     if (weight_sum := inmodal_cyclic_weight + crossmodal_cyclic_weight) > 0:
         loss = loss + factor * weight_sum / (2 * batch_size) * norm
     if (weight_difference := inmodal_cyclic_weight - crossmodal_cyclic_weight) != 0:
@@ -140,7 +141,7 @@ def cyclip_loss(
 @torch.compiler.disable
 def cyclic_regularisers(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
     r"""
-    The two consistency terms alone, for any dual encoder with a loss of its own (SigLIP, VisionTextDualEncoder):
+    The two cyclic consistency terms alone, for any dual encoder with its own loss (SigLIP, VisionTextDualEncoder):
 
         in-modal    = (1/N) Σ_jk (⟨I_j,I_k⟩ − ⟨T_j,T_k⟩)²        (paper, equation 3)
         cross-modal = (1/N) Σ_jk (⟨I_j,T_k⟩ − ⟨I_k,T_j⟩)²        (paper, equation 2)
@@ -173,15 +174,16 @@ class CyclicProducts(torch.autograd.Function):
     """
     ‖Y‖² and ⟨Y,Yᵀ⟩ of the N×N matrix Y = S·Dᵀ, where S = I + T and D = I − T.
 
-    The symmetric part of Y is IIᵀ − TTᵀ, its antisymmetric part TIᵀ − ITᵀ, so that the paper's terms are
+    The symmetric part of Y is IIᵀ − TTᵀ, and its antisymmetric part is TIᵀ − ITᵀ, so the paper's terms are
 
         in-modal = (‖Y‖² + ⟨Y,Yᵀ⟩) / 2N        cross-modal = (‖Y‖² − ⟨Y,Yᵀ⟩) / 2N
 
-    By d×d Gram matrices A = SᵀS, B = DᵀD, X = SᵀD they are ⟨A,B⟩ and ⟨X,Xᵀ⟩. Y is the cheaper way where N ≤ d. Over
-    several processes the Gram matrices are: they are sums over the rows, one all-reduce of 3·d² numbers.
+    The two products are also ⟨A,B⟩ and ⟨X,Xᵀ⟩, with the d×d Gram matrices A = SᵀS, B = DᵀD and X = SᵀD. Y is cheaper
+    where N ≤ d. Several processes always use the Gram matrices: they are sums over rows, so that one all-reduce of 3·d²
+    numbers combines them.
 
-    Working with S and D rather than I and T keeps the rounding small when the two spaces agree. A product that takes no
-    part in the loss costs nothing in the backward pass.
+    S and D keep the rounding error smaller than I and T do when the two spaces agree. A product that is not part of the
+    loss costs nothing in the backward pass.
     """
 
     @staticmethod
@@ -233,7 +235,7 @@ class CyclicProducts(torch.autograd.Function):
 
 
 def _prepare(*embeds: Tensor) -> tuple[Tensor, ...]:
-    """Checks the shapes of images and texts, and of their augmented views, and casts to the precision of the loss."""
+    """Checks that all embeddings have one shape, and casts them to the precision of the loss."""
     shapes = [tuple(tensor.shape) for tensor in embeds]
     if len(shapes[0]) != 2 or len(set(shapes)) > 1:
         raise ValueError(
