@@ -10,20 +10,20 @@ from transformers import CLIPConfig
 @strict
 class CyCLIPConfig(CLIPConfig):
     r"""
-    Configuration of a [`CyCLIPModel`]: a [`~transformers.CLIPConfig`] and the weights of the two cyclic consistency
-    terms of [CyCLIP](https://huggingface.co/papers/2205.14459). `model_type` stays `"clip"`, so that what is saved
+    Configuration of a [`CyCLIPModel`]: a [`~transformers.CLIPConfig`] with the weights of the two cyclic consistency
+    terms of [CyCLIP](https://huggingface.co/papers/2205.14459). `model_type` stays `"clip"`, so that a saved checkpoint
     opens wherever a CLIP checkpoint does.
 
     Args:
         inmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
-            Weight of the in-modal term, λ1 in the paper. 0 together with `crossmodal_cyclic_weight=0` is CLIP.
+            Weight of the in-modal term, λ1 in the paper. With both weights 0 the loss is CLIP's.
         crossmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
             Weight of the cross-modal term, λ2 in the paper.
         cyclic_reference_batch_size (`int`, *optional*):
-            The batch size R that the two weights were chosen for. The paper's terms grow with the batch size N; with
-            R set, both are multiplied by R / N, so that the weights keep their meaning. `None` is the paper's loss.
+            The batch size R that the two weights were chosen for. The paper's terms grow with the batch size N. If R is
+            set, both weights are multiplied by R / N, so that they keep their meaning. `None` is the paper's loss.
         kwargs (*optional*):
-            What [`~transformers.CLIPConfig`] takes, `text_config` and `vision_config` among it.
+            Arguments of [`~transformers.CLIPConfig`], such as `text_config` and `vision_config`.
 
     Example:
 
@@ -40,12 +40,12 @@ class CyCLIPConfig(CLIPConfig):
     cyclic_reference_batch_size: int | None = None
 
     def validate_cyclic_terms(self):
-        """Part of `@strict`-powered validation: [`check_cyclic_terms`]."""
+        """Part of `@strict`-powered validation."""
         check_cyclic_terms(self.inmodal_cyclic_weight, self.crossmodal_cyclic_weight, self.cyclic_reference_batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
-        # Tools outside transformers dispatch on `architectures`, and the weights are a CLIPModel's.
+        # Other tools read `architectures` to choose a class, and these weights are a CLIPModel's.
         if output.get("architectures") == ["CyCLIPModel"]:
             output["architectures"] = ["CLIPModel"]
         return output
@@ -54,14 +54,9 @@ class CyCLIPConfig(CLIPConfig):
 def check_cyclic_terms(
     inmodal_cyclic_weight: float, crossmodal_cyclic_weight: float, cyclic_reference_batch_size: int | None
 ) -> None:
-    r"""
-    Raises:
-        `ValueError`: a weight that is negative or not finite, a reference batch below 1.
-    """
-    for name, weight in (
-        ("inmodal_cyclic_weight", inmodal_cyclic_weight),
-        ("crossmodal_cyclic_weight", crossmodal_cyclic_weight),
-    ):
+    """Raises a `ValueError` for a weight that is negative or not finite, and for a reference batch below 1."""
+    weights = {"inmodal_cyclic_weight": inmodal_cyclic_weight, "crossmodal_cyclic_weight": crossmodal_cyclic_weight}
+    for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"`{name}` must be a finite number of at least 0, got {weight}.")
     if cyclic_reference_batch_size is not None and cyclic_reference_batch_size < 1:

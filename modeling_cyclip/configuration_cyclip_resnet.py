@@ -1,4 +1,4 @@
-"""CyCLIP model configuration with the ResNet vision towers of CLIP, which the paper trains."""
+"""CyCLIP model configuration with CLIP's ResNet vision towers, which the paper trains."""
 
 from typing import Any
 
@@ -18,17 +18,17 @@ class CyCLIPResNetVisionConfig(PreTrainedConfig):
         depths (`list[int]`, *optional*, defaults to `[3, 4, 6, 3]`):
             Bottleneck blocks of each of the four stages.
         embedding_size (`int`, *optional*, defaults to 64):
-            Channels after the stem. The stages put out 4, 8, 16 and 32 times as many; the last number is `hidden_size`.
+            Channels after the stem. The four stages output 4, 8, 16 and 32 times as many. The last is `hidden_size`.
         num_attention_heads (`int`, *optional*, defaults to 32):
-            Heads of the attention pooling. The released towers have one for every 64 channels of `hidden_size`.
+            Heads of the attention pooling. The released towers have one head for every 64 channels of `hidden_size`.
         num_channels (`int`, *optional*, defaults to 3):
             Channels of the images.
         image_size (`int`, *optional*, defaults to 224):
-            Height and width of the images, a multiple of 32.
+            Height and width of the images. Must be a multiple of 32.
         projection_dim (`int`, *optional*, defaults to 1024):
-            Dimension of the space that images and texts share. [`CyCLIPResNetConfig`] has the value that counts.
+            Dimension of the space that images and texts share. The model uses the value of [`CyCLIPResNetConfig`].
         initializer_factor (`float`, *optional*, defaults to 1.0):
-            Multiplies the standard deviations of the initial weights of the attention pooling.
+            Factor of the standard deviations that the attention pooling is initialised with.
 
     | tower | `depths` | `embedding_size` | `num_attention_heads` | `image_size` | `projection_dim` |
     |---|---|---|---|---|---|
@@ -50,12 +50,12 @@ class CyCLIPResNetVisionConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Channels of the last stage, which the attention pooling works on."""
+        """Channels of the last stage, which the attention pooling takes."""
         return 32 * self.embedding_size
 
     @property
     def num_hidden_layers(self) -> int:
-        """Stages, as `output_hidden_states` counts them."""
+        """The number of stages, each of which adds one to `hidden_states`."""
         return len(self.depths)
 
     def validate_architecture(self):
@@ -76,14 +76,14 @@ class CyCLIPResNetVisionConfig(PreTrainedConfig):
 @strict
 class CyCLIPResNetConfig(CyCLIPConfig):
     r"""
-    Configuration of a [`CyCLIPResNetModel`]: a [`CyCLIPConfig`] whose vision tower is one that transformers does not
-    have, hence a `model_type` of its own. The defaults are those of the paper's RN50.
+    Configuration of a [`CyCLIPResNetModel`]: a [`CyCLIPConfig`] with a ResNet vision tower. It has its own `model_type`,
+    since transformers does not have this tower. The defaults are those of the paper's RN50.
 
     Args:
         projection_dim (`int`, *optional*, defaults to 1024):
             Dimension of the space that images and texts share.
         kwargs (*optional*):
-            What [`CyCLIPConfig`] takes; `vision_config` is a [`CyCLIPResNetVisionConfig`] or its values.
+            Arguments of [`CyCLIPConfig`]. `vision_config` is a [`CyCLIPResNetVisionConfig`] or a `dict` of its values.
 
     Example:
 
@@ -111,7 +111,7 @@ class CyCLIPResNetConfig(CyCLIPConfig):
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
-        # transformers notes one Auto class and copies its file; the pipeline asks for another.
+        # transformers itself notes only one Auto class for the model, and the pipeline needs another one.
         output["auto_map"] = {
             "AutoConfig": "configuration_cyclip_resnet.CyCLIPResNetConfig",
             "AutoModel": "modeling_cyclip_resnet.CyCLIPResNetModel",
@@ -120,7 +120,7 @@ class CyCLIPResNetConfig(CyCLIPConfig):
         return output
 
 
-# What is saved brings this file along, so that it opens where this package is not installed.
+# A saved checkpoint carries this file, so that it opens where this package is not installed.
 CyCLIPResNetConfig.register_for_auto_class()
 
 

@@ -1,4 +1,4 @@
-"""PyTorch CyCLIP model: CLIP with the loss of CyCLIP."""
+"""PyTorch CyCLIP model: CLIP with CyCLIP's loss."""
 
 import os
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ from .loss import CyCLIPLossOutput, cyclip_loss
 @dataclass
 class CyCLIPOutput(CLIPOutput):
     r"""
-    Output of [`CyCLIPModel`]: a [`~transformers.models.clip.modeling_clip.CLIPOutput`], the scale and the loss's parts.
+    Output of [`CyCLIPModel`]: a [`~transformers.models.clip.modeling_clip.CLIPOutput`] with the scale and the parts of
+    the loss.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
             CyCLIP's loss (paper, equation 4).
         logits_per_image (`torch.FloatTensor` of shape `(image_batch_size, text_batch_size)`, *optional*):
-            Scaled image-text similarities. `None` in training mode: the loss never builds this matrix.
+            Scaled image-text similarities. `None` in training mode, since the loss never builds this matrix.
         logits_per_text (`torch.FloatTensor` of shape `(text_batch_size, image_batch_size)`, *optional*):
             The transpose of `logits_per_image`. `None` in training mode.
         text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
@@ -35,7 +36,7 @@ class CyCLIPOutput(CLIPOutput):
         vision_model_output (`BaseModelOutputWithPooling`):
             The output of the vision tower.
         logit_scale (`torch.FloatTensor` of shape `()`):
-            The multiplier of the cosines, exponentiated.
+            The multiplier of the cosines, already exponentiated.
         contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
             CLIP's contrastive term, in nats, without gradient.
         inmodal_cyclic_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
@@ -43,8 +44,7 @@ class CyCLIPOutput(CLIPOutput):
         crossmodal_cyclic_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
             The cross-modal term before its weight, without gradient.
         inmodal_contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*):
-            The contrastive term of the views of one kind, without gradient. With this and the two below, where the batch
-            has augmented views.
+            The in-modal contrastive term, without gradient. Only a batch with augmented views has this and the next two.
         augmented_image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
             Unit-norm embeddings of the augmented images.
         augmented_text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
@@ -62,9 +62,9 @@ class CyCLIPOutput(CLIPOutput):
 
 class CyCLIPModel(CLIPModel):
     r"""
-    CLIP trained with cyclic consistency ([CyCLIP](https://huggingface.co/papers/2205.14459)). Towers, weights and
-    features are [`~transformers.CLIPModel`]'s, so any CLIP checkpoint can be opened, and what is saved is a CLIP
-    checkpoint; only the loss differs.
+    CLIP trained with cyclic consistency ([CyCLIP](https://huggingface.co/papers/2205.14459)). Only the loss differs from
+    [`~transformers.CLIPModel`]: towers, weights and features are the same. The model therefore opens any CLIP
+    checkpoint, and what it saves is a CLIP checkpoint.
 
     Example:
 
@@ -91,9 +91,8 @@ class CyCLIPModel(CLIPModel):
 
     def __init__(self, config: CyCLIPConfig | CLIPConfig):
         if type(config) is CLIPConfig:
-            # The towers' configurations are taken over as they are, attention included; the own attention is no field.
-            attention = {"": config._attn_implementation}
-            config = CyCLIPConfig(**vars(config), attn_implementation=attention)
+            # `vars` holds the towers' configurations with their attention, but not the model's own attention.
+            config = CyCLIPConfig(**vars(config), attn_implementation={"": config._attn_implementation})
         super().__init__(config)
 
     @classmethod
@@ -105,16 +104,16 @@ class CyCLIPModel(CLIPModel):
         **kwargs,
     ) -> "CyCLIPModel":
         r"""
-        [`~transformers.PreTrainedModel.from_pretrained`], which opens any CLIP checkpoint, and any of a subclass with
-        a `model_type` of its own (`CyCLIPResNetModel`) as that subclass.
+        Opens any CLIP checkpoint. A checkpoint whose `model_type` belongs to a subclass (`CyCLIPResNetModel`) is opened
+        as that subclass.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*):
                 A name on the Hub or a folder.
             config (`PreTrainedConfig`, `str` or `os.PathLike`, *optional*):
-                The configuration, where it is not the checkpoint's.
+                A configuration instead of the checkpoint's.
             kwargs (*optional*):
-                What [`~transformers.PreTrainedModel.from_pretrained`] takes.
+                Arguments of [`~transformers.PreTrainedModel.from_pretrained`].
 
         Returns:
             [`CyCLIPModel`] or an instance of a subclass.
@@ -125,13 +124,11 @@ class CyCLIPModel(CLIPModel):
             source = pretrained_model_name_or_path if config is None else config
             try:
                 model_type = PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
-            except OSError:  # an adapter, which transformers resolves, or nothing, which it says
+            except OSError:  # an adapter, which transformers resolves, or nothing at all, which it reports
                 model_type = None
-        classes = {subclass.config_class.model_type: subclass for subclass in cls.__subclasses__()}
-        if model_type != cls.config_class.model_type and model_type in classes:
-            return classes[model_type].from_pretrained(
-                pretrained_model_name_or_path, *model_args, config=config, **kwargs
-            )
+        for subclass in cls.__subclasses__():
+            if model_type == subclass.config_class.model_type != cls.config_class.model_type:
+                return subclass.from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
     @can_return_tuple
@@ -158,35 +155,35 @@ class CyCLIPModel(CLIPModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
                 1 for tokens, 0 for padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Positions of the tokens, of the augmented captions too.
+                Positions of the tokens, also of those of the augmented captions.
             return_loss (`bool`, *optional*):
-                Whether to return the loss and its parts. In training mode under `torch.distributed` the batch of the
-                loss is that of all processes, and averaged gradients are those of one process with all the pairs.
+                Whether to return the loss and its parts. In training mode under `torch.distributed`, the loss is that of
+                the pairs of all processes. The average of the processes' gradients is then the gradient that one process
+                with all the pairs would have.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to resize the position embeddings to the images.
+                Whether to resize the position embeddings to the size of the images.
             cyclic_weight_factor (`float`, *optional*, defaults to 1.0):
-                Multiplies both cyclic weights of the configuration: how the Trainer warms them up.
+                Factor of both cyclic weights of the configuration. The Trainer warms them up by it.
             augmented_input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Token ids of the augmented captions, padded to the length of `input_ids`.
             augmented_attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Their mask, where `attention_mask` is given.
+                Attention mask of the augmented captions, if `attention_mask` is given.
             augmented_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
-                The augmented images. Both views go through the towers as one batch, whose outputs hold the augmented
-                ones second; with them, the loss has its in-modal contrastive term.
+                The augmented images. With augmented views, the loss has its in-modal contrastive term. Both views go
+                through the towers as one batch, so the towers' outputs hold the augmented views after the others.
 
         Returns:
             [`CyCLIPOutput`]: in training mode without `logits_per_image` and `logits_per_text`.
 
         Raises:
-            `ValueError`: some of the augmented inputs without the others, or of other shapes than what they augment.
+            `ValueError`: only some of the augmented inputs, or augmented inputs of other shapes than the inputs.
         """
         augmented = (augmented_input_ids, augmented_attention_mask, augmented_pixel_values)
         has_views = any(tensor is not None for tensor in augmented)
         if has_views:
-            given = (input_ids, attention_mask, pixel_values)
             shapes, augmented_shapes = (
                 [None if tensor is None else tuple(tensor.shape) for tensor in tensors]
-                for tensors in (given, augmented)
+                for tensors in ((input_ids, attention_mask, pixel_values), augmented)
             )
             if shapes != augmented_shapes:
                 raise ValueError(
@@ -206,8 +203,11 @@ class CyCLIPModel(CLIPModel):
         text_outputs = self.get_text_features(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
-        image_embeds = _unit_norm(vision_outputs.pooler_output)
-        text_embeds = _unit_norm(text_outputs.pooler_output)
+        # Normalised in the same steps as in CLIPModel, so that both models give the same bits.
+        image_embeds, text_embeds = (
+            features / features.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
+            for features in (vision_outputs.pooler_output, text_outputs.pooler_output)
+        )
         logit_scale = self.logit_scale.exp()
         views = {}
         if has_views:
@@ -245,7 +245,7 @@ class CyCLIPModel(CLIPModel):
         augmented_text_embeds: torch.FloatTensor | None = None,
     ) -> CyCLIPLossOutput:
         r"""
-        The model's loss of embeddings already at hand, as `forward` computes it and as the gradient cache needs it.
+        The loss that `forward` returns, from given embeddings. The gradient cache uses it.
 
         Args:
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
@@ -253,9 +253,9 @@ class CyCLIPModel(CLIPModel):
             text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
                 Unit-norm text embeddings.
             logit_scale (`torch.FloatTensor` of shape `()`):
-                The multiplier of the cosines, exponentiated.
+                The multiplier of the cosines, already exponentiated.
             cyclic_weight_factor (`float`, *optional*, defaults to 1.0):
-                Multiplies both cyclic weights of the configuration.
+                Factor of both cyclic weights of the configuration.
             augmented_image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
                 Unit-norm embeddings of the augmented images.
             augmented_text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
@@ -275,11 +275,6 @@ class CyCLIPModel(CLIPModel):
             augmented_text_embeds=augmented_text_embeds,
             process_group=training_process_group() if self.training else None,
         )
-
-
-def _unit_norm(features: torch.Tensor) -> torch.Tensor:
-    # In CLIPModel's own steps, so that both give the same bits.
-    return features / features.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
 
 
 __all__ = ["CyCLIPModel", "CyCLIPOutput"]

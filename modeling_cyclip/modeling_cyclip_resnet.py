@@ -1,6 +1,6 @@
-"""PyTorch CyCLIP model with the ResNet vision towers of CLIP, which the paper trains.
+"""PyTorch CyCLIP model with CLIP's ResNet vision towers, which the paper trains.
 
-Parameter names and shapes follow the checkpoints of CLIP, so that a tower's weights convert without a table.
+Names and shapes of the towers' parameters are those of CLIP's checkpoints, so that weights convert without a table.
 """
 
 import math
@@ -13,12 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.clip.modeling_clip import (
-    CLIPMLP,
-    CLIPAttention,
-    CLIPTextEmbeddings,
-    eager_attention_forward,
-)
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPTextEmbeddings, eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
@@ -30,8 +25,8 @@ from .modeling_cyclip import CyCLIPModel
 
 class CyCLIPResNetBlock(GradientCheckpointingLayer):
     """
-    A bottleneck block whose stride is an average pooling before the convolution that would have it: blurring before
-    subsampling keeps high frequencies from folding back (CLIP, section 2.4, after Zhang, 2019).
+    A bottleneck block that replaces a strided convolution by average pooling and a convolution: blurring before
+    subsampling prevents aliasing (CLIP, section 2.4, after Zhang, 2019).
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int):
@@ -46,16 +41,13 @@ class CyCLIPResNetBlock(GradientCheckpointingLayer):
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
-            # The checkpoints count from the pooling, which has no weights.
-            self.downsample = nn.Sequential(
-                OrderedDict(
-                    [
-                        ("-1", nn.AvgPool2d(stride) if stride > 1 else nn.Identity()),
-                        ("0", nn.Conv2d(in_channels, out_channels, 1, bias=False)),
-                        ("1", nn.BatchNorm2d(out_channels)),
-                    ]
-                )
-            )
+            # In the checkpoints the pooling, which has no weights, is number -1.
+            layers = {
+                "-1": nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+                "0": nn.Conv2d(in_channels, out_channels, 1, bias=False),
+                "1": nn.BatchNorm2d(out_channels),
+            }
+            self.downsample = nn.Sequential(OrderedDict(layers))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         residual = hidden_states if self.downsample is None else self.downsample(hidden_states)
@@ -66,7 +58,7 @@ class CyCLIPResNetBlock(GradientCheckpointingLayer):
 
 
 class CyCLIPResNetStage(nn.Sequential):
-    """The blocks of one resolution. The first has the stride."""
+    """The blocks of one resolution. The first block has the stride."""
 
     def __init__(self, in_channels: int, channels: int, depth: int, stride: int):
         super().__init__(
@@ -77,8 +69,8 @@ class CyCLIPResNetStage(nn.Sequential):
 
 class CyCLIPResNetAttentionPooling(nn.Module):
     """
-    Multi-head attention with one query, the mean of the feature map, over that mean and every position (CLIP, section
-    2.4). The projection that follows in the checkpoints, `c_proj`, is the model's `visual_projection`.
+    Multi-head attention whose only query is the mean of the feature map. Keys and values are this mean and all positions
+    (CLIP, section 2.4). The checkpoints' output projection, `c_proj`, is the model's `visual_projection` here.
     """
 
     def __init__(self, config: CyCLIPResNetVisionConfig):
@@ -94,7 +86,7 @@ class CyCLIPResNetAttentionPooling(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def interpolated_positions(self, height: int, width: int) -> torch.Tensor:
-        """The positions resized to a feature map of `height` × `width`, the mean's kept, `(1 + height · width, dim)`."""
+        """Position embeddings for the mean and a feature map of `height` × `width`: `(1 + height · width, dim)`."""
         mean, grid = self.positional_embedding.split([1, self.grid_size**2])
         grid = grid.T.reshape(1, -1, self.grid_size, self.grid_size)
         grid = nn.functional.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
@@ -124,8 +116,8 @@ class CyCLIPResNetAttentionPooling(nn.Module):
 
 class CyCLIPResNetVisionModel(CLIPPreTrainedModel):
     r"""
-    The modified ResNet of [CLIP](https://huggingface.co/papers/2103.00020) up to its attention pooling: a stem of
-    three convolutions, four stages with anti-aliased strides, and attention instead of average pooling.
+    The modified ResNet of [CLIP](https://huggingface.co/papers/2103.00020): a stem of three convolutions, four stages
+    with anti-aliased strides, and attention pooling instead of average pooling. It ends before the output projection.
     """
 
     config: CyCLIPResNetVisionConfig
@@ -159,12 +151,12 @@ class CyCLIPResNetVisionModel(CLIPPreTrainedModel):
         return self.conv1
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
-        # Of custom code transformers skips modules that have weights only in their children, as blocks do, in case the
-        # code should overwrite what was loaded. What follows does not: the functions of `init` leave that alone.
+        # In custom code, transformers skips modules whose weights all belong to their children, as our blocks' do, since
+        # such code might overwrite loaded weights. The functions of `init` do not overwrite them.
         PreTrainedModel._initialize_weights(self, module)
 
     def _init_weights(self, module: nn.Module):
-        """CLIP's: PyTorch's own for convolutions, every block starting as the identity, a scaled attention pooling."""
+        """As in CLIP: PyTorch's default for convolutions, blocks that start as the identity, scaled attention pooling."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
@@ -190,7 +182,7 @@ class CyCLIPResNetVisionModel(CLIPPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 Preprocessed images.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to resize the position embeddings of the attention pooling to the images.
+                Whether to resize the position embeddings of the attention pooling to the size of the images.
 
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `last_hidden_state` is the last feature map
@@ -200,8 +192,7 @@ class CyCLIPResNetVisionModel(CLIPPreTrainedModel):
             `attentions` the weights of the pooling, of shape `(batch_size, num_attention_heads, 1, 1 + positions)`.
 
         Raises:
-            `ValueError`: no images, or images of another size than the configuration's without
-            `interpolate_pos_encoding`.
+            `ValueError`: no images, or images whose size is not the configuration's (without `interpolate_pos_encoding`).
         """
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
@@ -225,8 +216,8 @@ class CyCLIPResNetVisionModel(CLIPPreTrainedModel):
 
 class CyCLIPResNetTextModel(CLIPTextModel):
     """
-    CLIP's text tower, initialised as CLIP's own code does: transformers swaps the deviations of the attention's
-    projections, doubles that of the positions and starts the biases of the perceptrons at zero.
+    CLIP's text tower, initialised as in CLIP's own code. transformers swaps the standard deviations of the attention's
+    projections, doubles that of the position embeddings and sets the biases of the perceptrons to zero.
     """
 
     _initialize_weights = CyCLIPResNetVisionModel._initialize_weights
@@ -252,14 +243,14 @@ class CyCLIPResNetModel(CyCLIPModel):
     checkpoints carry the files they need, so that they open with `trust_remote_code=True` where this package is not
     installed.
 
-    Batch normalisation makes an image's embedding depend on the images beside it, while training:
+    In training, batch normalisation makes an image's embedding depend on the other images of its batch:
 
-    - Over several processes each normalises by its own images, as the official code does. For the statistics of all
-      of them call `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` before training; names and weights stay.
-    - A gradient cache embeds chunk by chunk, so statistics are those of a chunk: its gradient is exactly that of the
-      full batch normalised chunk by chunk, not that of one large batch. Take chunks as large as memory allows.
-    - A gradient cache, and gradient checkpointing likewise, runs a chunk twice, hence moves the running statistics
-      twice towards the same values: their memory is about half as long, and training itself does not read them.
+    - With several processes, each normalises by its own images, as in the official code. To use the statistics of all
+      processes, call `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` before training. Names and weights stay.
+    - A gradient cache embeds chunk by chunk, so each chunk is normalised by itself. The gradient is exact for the batch
+      normalised in this way, but it is not that of one large batch. Use chunks as large as memory allows.
+    - A gradient cache and gradient checkpointing run each chunk twice, so the running statistics move twice towards the
+      same values and forget about twice as fast. Training itself does not read them.
 
     Example:
 
@@ -276,22 +267,17 @@ class CyCLIPResNetModel(CyCLIPModel):
 
     config: CyCLIPResNetConfig
     config_class = CyCLIPResNetConfig
-    _no_split_modules = (
-        "CLIPTextEmbeddings",
-        "CLIPEncoderLayer",
-        "CyCLIPResNetBlock",
-        "CyCLIPResNetAttentionPooling",
-    )
+    _no_split_modules = ("CLIPTextEmbeddings", "CLIPEncoderLayer", *CyCLIPResNetVisionModel._no_split_modules)
 
     def __init__(self, config: CyCLIPResNetConfig):
-        # Not CLIPModel's: it would build a transformer as the vision tower.
+        # CLIPModel's own initialiser would build a vision transformer.
         super(CLIPModel, self).__init__(config)
         self.projection_dim = config.projection_dim
         self.text_embed_dim = config.text_config.hidden_size
         self.vision_embed_dim = config.vision_config.hidden_size
         self.text_model = CyCLIPResNetTextModel._from_config(config.text_config)
         self.vision_model = CyCLIPResNetVisionModel._from_config(config.vision_config)
-        # The output projection of the attention pooling, which in CLIP's ResNets has a bias.
+        # This is the output projection of the attention pooling, which has a bias in CLIP's ResNets.
         self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim)
         self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
@@ -304,12 +290,12 @@ class CyCLIPResNetModel(CyCLIPModel):
 
 
 def _init_bias_as_torch(linear: nn.Linear):
-    """PyTorch's own initial bias of a linear layer, which CLIP's code leaves as it is where transformers zeroes it."""
+    """Gives a linear layer PyTorch's default bias, as in CLIP's own code. transformers would zero it."""
     bound = linear.in_features**-0.5
     init.uniform_(linear.bias, -bound, bound)
 
 
-# What is saved brings this file along, so that it opens where this package is not installed.
+# A saved checkpoint carries this file, so that it opens where this package is not installed.
 CyCLIPResNetModel.register_for_auto_class("AutoModel")
 
 
