@@ -82,8 +82,8 @@ def test_a_trainer_publishes_a_card_of_what_it_knows(hub, run_script, tmp_path):
 
 
 UNKNOWN = """
-config = CyCLIPConfig(**{**model.config.to_dict(), "_name_or_path": ""})
-trainer = train("unknown", CyCLIPModel(config), Dataset.from_dict({"image": rows["image"], "caption": rows["text"]}))
+model = CyCLIPModel(CyCLIPConfig.from_pretrained("tester/vit"))
+trainer = train("unknown", model, Dataset.from_dict({"image": rows["image"], "caption": rows["text"]}))
 trainer.push_to_hub()
 words = {"language": "en", "license": "mit", "tags": "colours"}
 trainer.push_to_hub(revision="told", finetuned_from="user/start", dataset_tags=["user/a", "user/b"], **words)
