@@ -1,4 +1,4 @@
-"""From rows of a dataset to the batch a CLIP model reads; images in less than half of the processor's own time."""
+"""Makes a model's batch of rows: images at 2.3 to 4.6 times the speed of a plain loop (benchmarks/README.md, input pipeline)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessor
 @dataclass
 class CyCLIPDataCollator:
     r"""
-    Tokenises and processes the images in the dataloader's workers.
+    Tokenises the captions and processes the images, in the dataloader's workers.
 
     Args:
         processor ([`~transformers.CLIPProcessor`]):
@@ -46,7 +46,7 @@ class CyCLIPDataCollator:
     processor: ProcessorMixin
 
     def __post_init__(self):
-        # What transformers gives a tokenizer that has none is larger.
+        # A tokenizer that has none gets a larger number from transformers.
         if self.processor.tokenizer.model_max_length > LARGE_INTEGER:
             raise ValueError(
                 "The tokenizer does not say how many tokens the model takes, so long captions would not be cut: set "
@@ -97,18 +97,12 @@ def _first_caption(caption: str | Sequence[str]) -> str:
 
 
 def decoding_size(image_processor: BaseImageProcessor) -> int | None:
-    r"""
-    The `min_size` of [`~modeling_cyclip.data.images.load_image`] that leaves the pixels as good as they were.
+    """
+    The `min_size` of [`~modeling_cyclip.data.images.load_image`] that leaves the pixels as good as they were: twice the
+    shortest edge that the processor resizes to, or `None` where it names no such size.
 
-    A JPEG decoder shrinks by dropping frequencies, which is another filter than that of the processor. With twice the
-    target size, the processor still does the last halving, and its filter decides what is seen.
-
-    Args:
-        image_processor ([`~transformers.BaseImageProcessor`]):
-            The image processor.
-
-    Returns:
-        `int`: twice the shortest edge that the processor resizes to, or `None` where it says no such size.
+    A JPEG decoder shrinks by dropping frequencies, which is another filter than the processor's. At twice the target size,
+    the processor still does the last halving, so its filter decides what is seen.
     """
     size = getattr(image_processor, "size", None) or {}
     target = size.get("shortest_edge") or max(size.get("height") or 0, size.get("width") or 0)
@@ -116,25 +110,16 @@ def decoding_size(image_processor: BaseImageProcessor) -> int | None:
 
 
 def pixel_values(image_processor: BaseImageProcessor, images: list[Image.Image]) -> Tensor:
-    r"""
-    Processes a batch of images.
-
-    Args:
-        image_processor ([`~transformers.BaseImageProcessor`]):
-            The image processor. A CLIP one that resizes the shortest edge, crops the centre and normalises is followed
-            here to within one of 255 levels; any other, or one with other steps, is called.
-        images (`list[PIL.Image.Image]`):
-            RGB images.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, num_channels, height, width)`: the pixels.
+    """
+    The pixels of RGB images, of shape `(batch, num_channels, height, width)`. A CLIP processor that resizes the shortest
+    edge, crops the centre and normalises is followed to within one of 255 levels. Any other processor is called.
     """
     if not _is_usual(image_processor):
         return image_processor(images, return_tensors="pt")["pixel_values"]
-    height, width = image_processor.crop_size["height"], image_processor.crop_size["width"]
-    pixels = torch.empty(len(images), 3, height, width)
+    crop = image_processor.crop_size
+    pixels = torch.empty(len(images), 3, crop["height"], crop["width"])
     for image, target in zip(images, pixels, strict=True):
-        target.copy_(_resized_crop(image, image_processor, height, width))
+        target.copy_(_resized_crop(image, image_processor))
     # Rescaling is part of the normalisation: x * scale by (mean, std) is x by (mean, std) / scale.
     statistics = image_processor.image_mean, image_processor.image_std
     mean, std = (torch.tensor(values)[:, None, None] / image_processor.rescale_factor for values in statistics)
@@ -155,20 +140,16 @@ def _is_usual(image_processor: BaseImageProcessor) -> bool:
     )
 
 
-def _resized_crop(
-    image: Image.Image, image_processor: BaseImageProcessor, crop_height: int, crop_width: int
-) -> Tensor:
-    edge = image_processor.size["shortest_edge"]
-    width, height = image.size
+def _resized_crop(image: Image.Image, image_processor: BaseImageProcessor) -> Tensor:
+    edge, crop = image_processor.size["shortest_edge"], image_processor.crop_size
     # The longer side is rounded down, as in transformers.
-    new_height, new_width = int(edge * height / min(width, height)), int(edge * width / min(width, height))
+    width, height = (int(edge * side / min(image.size)) for side in image.size)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    if (new_height, new_width) != (height, width):
-        pixels = F.interpolate(
-            pixels[None], (new_height, new_width), mode=INTERPOLATION[image_processor.resample], antialias=True
-        )[0]
-    top, left = (new_height - crop_height) // 2, (new_width - crop_width) // 2
-    return pixels[:, top : top + crop_height, left : left + crop_width]
+    if (width, height) != image.size:
+        mode = INTERPOLATION[image_processor.resample]
+        pixels = F.interpolate(pixels[None], (height, width), mode=mode, antialias=True)[0]
+    top, left = (height - crop["height"]) // 2, (width - crop["width"]) // 2
+    return pixels[:, top : top + crop["height"], left : left + crop["width"]]
 
 
 __all__ = ["CyCLIPDataCollator"]

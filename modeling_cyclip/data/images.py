@@ -1,4 +1,4 @@
-"""Opening images as they come in the wild."""
+"""Opens images as they come in the wild. It needs Pillow alone: a published Space takes this file along."""
 
 import os
 from io import BytesIO
@@ -25,15 +25,15 @@ class BrokenImageError(ValueError):
 
 def load_image(image: Image.Image | dict | str | os.PathLike, min_size: int | None = None) -> Image.Image:
     r"""
-    An RGB image from what a `datasets` image column can hold, or from a part of a file.
+    Opens an image, whatever a `datasets` image column has for it, or one that is a part of a file.
 
     Args:
         image (`PIL.Image.Image`, `dict` or path):
             An image, a `{"bytes", "path"}` dictionary (an image column with `decode=False`), a
             `{"path", "member", "offset", "size"}` dictionary (an image within an archive), or a file name.
         min_size (`int`, *optional*):
-            Lets a JPEG be decoded at a half, a quarter or an eighth of its size as long as both sides keep at least so
-            many pixels, which is faster. By default it is decoded at its full size.
+            Decodes a JPEG at a half, a quarter or an eighth of its size, which is faster, as long as both sides keep at
+            least this many pixels. By default it is decoded at its full size.
 
     Returns:
         `PIL.Image.Image`: in RGB, upright (EXIF orientation applied), the first frame of an animation, transparency over
@@ -60,11 +60,10 @@ def load_image(image: Image.Image | dict | str | os.PathLike, min_size: int | No
 
 
 def _source(image: dict | str | os.PathLike) -> BytesIO | str | os.PathLike:
-    """What Pillow opens."""
     if not isinstance(image, dict):
         return image
     if image.get("offset") is not None:
-        # Opened for each image: no handle is shared between the processes of a dataloader.
+        # The file is opened for each image, so that the processes of a dataloader share no handle.
         with open(image["path"], "rb", buffering=0) as file:
             file.seek(image["offset"])
             return BytesIO(file.read(image["size"]))
@@ -82,8 +81,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -93,5 +91,5 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def class_of(path: Path, folder: Path) -> str:
-    """The name of its subfolder, `_` read as a space."""
+    """The name of the subfolder that an image lies in, with spaces for `_`."""
     return path.relative_to(folder).parts[0].replace("_", " ")
