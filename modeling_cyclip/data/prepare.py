@@ -1,8 +1,4 @@
-"""Brings public collections of pairs into forms that run_cyclip.py and run_evaluation.py read.
-
-python training/prepare_data.py urls Train_GCC-training.tsv data/cc3m
-python training/prepare_data.py karpathy dataset_coco.json data/coco --image_dir coco
-"""
+"""Brings public collections of pairs into forms to train and evaluate on; the work of `cyclip prepare`."""
 
 import argparse
 import json
@@ -17,26 +13,14 @@ import pyarrow as pa
 from pyarrow import parquet
 
 
-# From so many lines it is read which column holds the URLs.
+# The first lines of a list tell which column holds the URLs.
 PROBED_LINES = 1000
 ROWS_AT_A_TIME = 100_000
 SPLITS = ("train", "val", "test")
 
 
-def read_url_list(path: Path) -> Iterator[tuple[str, str] | None]:
-    r"""
-    The pairs of a tab-separated list without a heading: CC3M's has the caption first, CC12M's the URL.
-
-    Args:
-        path (`Path`):
-            The list.
-
-    Returns:
-        `Iterator[tuple(str, str)]`: URL and caption of every line; `None` for a line that lacks either.
-
-    Raises:
-        `ValueError`: no list of URLs and captions.
-    """
+def read_url_list(path: Path) -> Iterator[dict[str, str] | None]:
+    """`url` and `caption` of every line of a tab-separated list without a heading; `None` for a line that lacks either."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist.")
     try:
@@ -47,7 +31,7 @@ def read_url_list(path: Path) -> Iterator[tuple[str, str] | None]:
             url_column = _url_column(path, probed)
             for row in chain(probed, rows):
                 url, caption = (row[url_column], row[1 - url_column].strip()) if len(row) == 2 else ("", "")
-                yield (url, caption) if _is_url(url) and caption else None
+                yield {"url": url, "caption": caption} if _is_url(url) and caption else None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8: {error}.") from error
 
@@ -73,21 +57,20 @@ def _is_url(text: str) -> bool:
 
 
 def write_url_table(url_list: Path, table: Path) -> tuple[int, int]:
-    """Writes a list as parquet, which img2dataset reads; returns the pairs and the lines left out."""
-    counts = Counter()
+    """Writes a list as parquet, which img2dataset reads. Returns the numbers of pairs and of lines left out."""
+    num_pairs = num_left_out = 0
     rows = read_url_list(url_list)
     schema = pa.schema({"url": pa.string(), "caption": pa.string()})
     with parquet.ParquetWriter(table, schema) as writer:
         while lines := list(islice(rows, ROWS_AT_A_TIME)):
             pairs = [row for row in lines if row is not None]
-            counts.update(pairs=len(pairs), left_out=len(lines) - len(pairs))
-            urls, captions = zip(*pairs, strict=True) if pairs else ((), ())
-            writer.write_table(pa.table({"url": urls, "caption": captions}, schema))
-    return counts["pairs"], counts["left_out"]
+            num_pairs, num_left_out = num_pairs + len(pairs), num_left_out + len(lines) - len(pairs)
+            writer.write_table(pa.Table.from_pylist(pairs, schema))
+    return num_pairs, num_left_out
 
 
 def download_shards(args: argparse.Namespace) -> None:
-    """Downloads a list's images into WebDataset shards; goes on where an earlier call was cut off."""
+    """Downloads the images of a list into WebDataset shards, from where an earlier call was cut off."""
     try:
         from img2dataset import download
     except ImportError as error:
@@ -95,8 +78,8 @@ def download_shards(args: argparse.Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=args.output_dir) as folder:
         table = Path(folder, "pairs.parquet")
-        pairs, left_out = write_url_table(args.url_list, table)
-        print(f"{pairs:,} pairs; {left_out:,} lines without a URL and a caption are left out.", flush=True)
+        num_pairs, num_left_out = write_url_table(args.url_list, table)
+        print(f"{num_pairs:,} pairs; {num_left_out:,} lines without a URL and a caption are left out.", flush=True)
         download(
             url_list=str(table),
             input_format="parquet",
@@ -133,30 +116,17 @@ def _commonest(reasons: Counter) -> str:
 
 
 def read_karpathy(path: Path) -> dict[str, list[tuple[str, list[str]]]]:
-    r"""
-    The pairs of Karpathy's json of COCO, Flickr30k or Flickr8k.
-
-    Args:
-        path (`Path`):
-            `dataset_coco.json`, `dataset_flickr30k.json` or `dataset_flickr8k.json`.
-
-    Returns:
-        `dict[str, list[tuple(str, list[str])]]`: for each split the images' paths (relative to the images' folder), each
-        with its captions. COCO's `restval` is part of `train`, as is usual.
-
-    Raises:
-        `ValueError`: no such file, or one of another form.
     """
+    For each split of Karpathy's json of COCO, Flickr30k or Flickr8k: the images' paths, relative to the images' folder,
+    each with its captions. COCO's `restval` is part of `train`, as is usual.
+    """
+    splits: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
     try:
-        images = json.loads(path.read_text(encoding="utf-8"))["images"]
-        rows = [
-            (
-                image["split"],
-                os.path.join(image.get("filepath", ""), image["filename"]),
-                [sentence["raw"].strip() for sentence in image["sentences"]],
-            )
-            for image in images
-        ]
+        for image in json.loads(path.read_text(encoding="utf-8"))["images"]:
+            split = "train" if image["split"] == "restval" else image["split"]
+            captions = [sentence["raw"].strip() for sentence in image["sentences"]]
+            image_path = os.path.join(image.get("filepath", ""), image["filename"])
+            splits.setdefault(split, []).append((image_path, [caption for caption in captions if caption]))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -164,19 +134,16 @@ def read_karpathy(path: Path) -> dict[str, list[tuple[str, list[str]]]]:
             f"{path} is not a Karpathy json, which has `images`, each with `filename`, `split` and `sentences` of `raw` "
             f"({type(error).__name__}: {error})."
         ) from error
-    splits: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
-    for split, image, captions in rows:
-        split = "train" if split == "restval" else split
-        if split not in splits:
-            raise ValueError(
-                f"{path}: {image} is in a split {split!r}, which is none of {', '.join(SPLITS)}, restval."
-            )
-        splits[split].append((image, [caption for caption in captions if caption]))
+    if unknown := [split for split in splits if split not in SPLITS]:
+        image_path, _ = splits[unknown[0]][0]
+        raise ValueError(
+            f"{path}: {image_path} is in a split {unknown[0]!r}, which is none of {', '.join(SPLITS)}, restval."
+        )
     return splits
 
 
 def write_caption_tables(args: argparse.Namespace) -> None:
-    """Writes a table a split, `SPLIT.jsonl`, whose rows have `image`, relative to the table, and `captions`."""
+    """Writes a table for each split, `SPLIT.jsonl`. Its rows have `image`, relative to the table, and `captions`."""
     splits = read_karpathy(args.karpathy_json)
     image_dir, output_dir = (args.image_dir or args.karpathy_json.parent).resolve(), args.output_dir.resolve()
     if image_dir.is_relative_to(output_dir):
