@@ -1,4 +1,4 @@
-"""`cyclip-convert`: weights of CyCLIP's official code, OpenAI's CLIP or OpenCLIP to a checkpoint folder, and back."""
+"""Converts weights of CyCLIP's official code, OpenAI's CLIP or OpenCLIP to a checkpoint folder, and back."""
 
 import gzip
 import json
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPProcessor, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import cached_file
 
 from .convert_state_dict import model_from_state_dict, model_to_state_dict
@@ -19,25 +20,14 @@ from .modeling_cyclip import CyCLIPModel
 
 logger = logging.getLogger(__name__)
 
-# Where CLIP's vocabulary, which OpenCLIP and the official code share, is on the Hub, and its size.
+# CLIP's vocabulary on the Hub, which OpenCLIP and the official code share, and its size.
 CLIP_VOCABULARY, CLIP_VOCABULARY_SIZE = "openai/clip-vit-base-patch32", 49408
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    r"""
-    The weights in a file, under their names in an unwrapped model.
-
-    Args:
-        path (`str` or `Path`):
-            A safetensors file, or a pickle of PyTorch that holds a state dict, alone or as `state_dict` in a training
-            checkpoint. Pickles are read with `weights_only=True`: what they hold besides tensors and plain values is
-            never run.
-
-    Returns:
-        `dict[str, torch.Tensor]`: without the prefix of DistributedDataParallel.
-
-    Raises:
-        `ValueError`: a file that holds more than weights, or no state dict.
+    """
+    The weights in a safetensors file, or in a PyTorch pickle that holds a state dict or a training checkpoint, without
+    the prefix of DistributedDataParallel. Raises a `ValueError` for a file that holds anything else.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -72,39 +62,24 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_tokenizer(source: str | Path, vocab_size: int, context_length: int) -> CLIPTokenizer:
-    r"""
-    CLIP's tokenizer.
-
-    Args:
-        source (`str` or `Path`):
-            A folder or a name on the Hub with a CLIP tokenizer, or the list of merges that CLIP's repositories hold
-            (`bpe_simple_vocab_16e6.txt.gz`; plain text will do).
-        vocab_size (`int`):
-            Rows of the model's token embedding.
-        context_length (`int`):
-            Tokens that the model takes.
-
-    Returns:
-        [`~transformers.CLIPTokenizer`]
-
-    Raises:
-        `ValueError`: a vocabulary of another size, or one that does not end with the end of the text.
-        `OSError`: nothing there, or the Hub cannot be reached.
+    """
+    CLIP's tokenizer from a folder, the Hub or a list of merges. Raises a `ValueError` if the vocabulary has another size
+    or does not end with the end of the text, and an `OSError` if it cannot be found.
     """
     path = Path(source)
     if path.is_file():
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            lines = file.read().split("\n")[1:]  # the first names the version
-        # The bytes, the bytes that end a word, what merging makes of them, and the two marks (CLIP,
-        # `clip/simple_tokenizer.py`). The list is longer than the vocabulary.
+            lines = file.read().split("\n")[1:]  # the first line is the version
+        # The vocabulary is the bytes, the bytes that end a word, the merged tokens, and the two marks (CLIP,
+        # `clip/simple_tokenizer.py`). The file lists more merges than the vocabulary takes.
         merges = [tuple(line.split()) for line in lines[: max(vocab_size - 514, 0)] if line]
-        letters = _byte_letters()
+        letters = bytes_to_unicode().values()
         tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
         tokens += ["<|startoftext|>", "<|endoftext|>"]
         vocabulary = {token: index for index, token in enumerate(tokens)}
         tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)
     else:
-        # Where it finds no file, transformers makes a tokenizer without vocabulary.
+        # If transformers finds no file, it makes a tokenizer without vocabulary.
         files = (
             cached_file(source, name, _raise_exceptions_for_missing_entries=False)
             for name in ("tokenizer.json", "vocab.json")
@@ -120,35 +95,32 @@ def load_tokenizer(source: str | Path, vocab_size: int, context_length: int) -> 
     return tokenizer
 
 
-def _byte_letters() -> list[str]:
-    """The letters that stand for the 256 bytes, in the order of CLIP's vocabulary: GPT-2's, printable ones first."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]
-
-
 def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | Path | None = None, **kwargs):
     r"""
     Converts a file of weights to a checkpoint folder: configuration, weights, tokenizer and processor.
 
     Args:
         source (`str` or `Path`):
-            What [`read_state_dict`] reads. An `open_clip_config.json` beside it, as OpenCLIP publishes it, says
-            activation, heads and the normalisation of images.
+            A safetensors file, or a PyTorch pickle that holds a state dict, alone or as `state_dict` in a training
+            checkpoint. Pickles are read with `weights_only=True`, so that no code in them is run. If the folder has an
+            `open_clip_config.json`, as OpenCLIP publishes it, activation, heads and image normalisation come from it.
         target (`str` or `Path`):
-            A folder, new or empty.
+            A new or empty folder.
         vocabulary (`str` or `Path`, *optional*):
-            What [`load_tokenizer`] takes, or `"none"` for a folder without tokenizer. By default CLIP's from the Hub,
-            left out with a warning where it does not fit or cannot be had.
+            A folder or a name on the Hub with a CLIP tokenizer, or the list of merges in CLIP's repositories
+            (`bpe_simple_vocab_16e6.txt.gz`, or the same as plain text), or `"none"` for a checkpoint without tokenizer.
+            The default is CLIP's from the Hub. A warning says if it does not fit or cannot be loaded.
         kwargs (*optional*):
-            What [`infer_config`] takes, over what `open_clip_config.json` says.
+            What shapes do not tell: `hidden_act` (defaults to `"quick_gelu"`), `vision_heads` and `text_heads` (default
+            to one for every 64 channels). They override `open_clip_config.json`.
 
     Returns:
         [`CyCLIPModel`]: the model.
 
     Raises:
-        `FileExistsError`: a target that is not empty.
-        `ValueError`: a file, weights or a given vocabulary that do not fit.
-        `OSError`: no file, or a given vocabulary that cannot be had.
+        `FileExistsError`: `target` is not empty.
+        `ValueError`: the file, its weights or the given vocabulary do not fit.
+        `OSError`: the file or the given vocabulary cannot be found.
     """
     source, target = Path(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -157,7 +129,7 @@ def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | 
     model = model_from_state_dict(read_state_dict(source), **{**settings, **kwargs})
 
     text, size = model.config.text_config, model.config.vision_config.image_size
-    tokenizer, absent = None, None
+    tokenizer = None
     if vocabulary == "none":
         absent = "as asked"
     elif vocabulary is not None:
@@ -170,7 +142,7 @@ def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | 
         except OSError as error:
             absent = f"since {CLIP_VOCABULARY} cannot be had from the Hub ({error})"
 
-    # As in build_model.py: transformers has something to say of this import.
+    # Imported only here, since without torchvision transformers logs a line at this import.
     from transformers import CLIPImageProcessor
 
     processor = CLIPImageProcessor(
@@ -189,7 +161,7 @@ def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | 
 
 
 def _openclip_settings(path: Path) -> tuple[dict, dict]:
-    """What OpenCLIP's configuration says and shapes do not: for [`infer_config`], and for the image processor."""
+    """Arguments for [`infer_config`] and for the image processor, from OpenCLIP's configuration."""
     if not path.is_file():
         return {}, {}
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -210,16 +182,16 @@ def export_checkpoint(source: str | Path, target: str | Path) -> CyCLIPModel:
 
     Args:
         source (`str` or `Path`):
-            A folder or a name on the Hub, of any checkpoint that [`CyCLIPModel`] opens.
+            A folder or a name on the Hub with any checkpoint that [`CyCLIPModel`] opens.
         target (`str` or `Path`):
-            A new file: safetensors if its name ends so, else a pickle of PyTorch.
+            A new file. If its name ends with `.safetensors` it is of that format, else a PyTorch pickle.
 
     Returns:
         [`CyCLIPModel`]: the model.
 
     Raises:
-        `FileExistsError`: a target that exists.
-        `OSError`: no checkpoint there.
+        `FileExistsError`: `target` exists.
+        `OSError`: `source` is not a checkpoint.
     """
     target = Path(target)
     if target.exists():

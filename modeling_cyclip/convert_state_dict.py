@@ -1,7 +1,6 @@
-"""The names and shapes of CLIP's original code (https://github.com/openai/CLIP, `clip/model.py`) against those here.
+"""Translates names and shapes of CLIP's original code (https://github.com/openai/CLIP, `clip/model.py`) to ours and back.
 
-CyCLIP's official code and OpenCLIP share them. They say everything about a model except its activation and its numbers
-of heads.
+CyCLIP's official code and OpenCLIP share them. They determine a model except for its activation and its numbers of heads.
 """
 
 import math
@@ -16,10 +15,10 @@ from .modeling_cyclip import CyCLIPModel
 from .modeling_cyclip_resnet import CyCLIPResNetModel
 
 
-# What OpenAI's archives hold besides weights.
+# Entries of OpenAI's archives that are not weights.
 _METADATA = {"input_resolution", "context_length", "vocab_size"}
 
-# Our names to theirs, in this order.
+# From our names to theirs. The patterns apply in this order.
 _RENAMES = (
     (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
     (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
@@ -39,12 +38,14 @@ _RENAMES = (
     (r"\.mlp\.fc1\.", ".mlp.c_fc."),
     (r"\.mlp\.fc2\.", ".mlp.c_proj."),
 )
-# Their two projections of transformers are matrices to multiply by from the right, ours are linear layers.
+# Matrices that their code multiplies by from the right. Ours are linear layers.
 _TRANSPOSED = {"text_projection", "visual.proj"}
 
 
 def _their_names(names) -> dict[str, str]:
-    """Our names to theirs. Query, key and value are one matrix there, and the output of a ResNet is its pooling's."""
+    """
+    Our names to theirs. Query, key and value are one matrix there. A ResNet's projection is part of its pooling there.
+    """
     resnet = "vision_model.attnpool.q_proj.weight" in names
     renamed = {}
     for name in names:
@@ -63,24 +64,10 @@ def infer_config(
     vision_heads: int | None = None,
     text_heads: int | None = None,
 ) -> CyCLIPConfig:
-    r"""
-    The configuration that the shapes of a state dict describe.
-
-    Args:
-        state_dict (`dict[str, torch.Tensor]`):
-            Weights under the names of OpenAI's CLIP.
-        hidden_act (`str`, *optional*, defaults to `"quick_gelu"`):
-            Activation of the transformers, which shapes do not tell.
-        vision_heads (`int`, *optional*):
-            Attention heads of the vision tower. By default one for every 64 channels.
-        text_heads (`int`, *optional*):
-            Attention heads of the text tower. By default one for every 64 channels.
-
-    Returns:
-        [`CyCLIPConfig`], or [`CyCLIPResNetConfig`] for a ResNet tower.
-
-    Raises:
-        `ValueError`: a state dict that is none of a CLIP model with a plain vision transformer or ResNet.
+    """
+    The configuration that the shapes of OpenAI's weights describe. Shapes tell neither the activation nor the numbers of
+    heads; the default is one head for every 64 channels. Raises a `ValueError` if the weights are not those of a CLIP
+    with a plain vision transformer or a ResNet.
     """
 
     def shape(key: str) -> torch.Size:
@@ -116,7 +103,7 @@ def infer_config(
         "num_attention_heads": heads(text_width, text_heads, "text"),
         "max_position_embeddings": shape("positional_embedding")[0],
         "hidden_act": hidden_act,
-        # CLIP reads a text at its highest id. transformers does at `eos_token_id`, which has the highest.
+        # CLIP pools a text at its highest id, transformers at `eos_token_id`. The end of the text has the highest id.
         "bos_token_id": vocab_size - 2,
         "eos_token_id": vocab_size - 1,
         "pad_token_id": vocab_size - 1,
@@ -148,21 +135,10 @@ def infer_config(
 
 
 def model_from_state_dict(state_dict: dict[str, Tensor], **kwargs) -> CyCLIPModel:
-    r"""
-    The model that a state dict holds, each weight bit for bit.
-
-    Args:
-        state_dict (`dict[str, torch.Tensor]`):
-            Weights under the names of OpenAI's CLIP. Where they are of several floating point types, as OpenAI's are,
-            the model is in float32, which holds them all.
-        kwargs (*optional*):
-            What [`infer_config`] takes.
-
-    Returns:
-        [`CyCLIPModel`] or [`CyCLIPResNetModel`], in evaluation mode.
-
-    Raises:
-        `ValueError`: unknown or missing keys, or shapes that do not fit together. The message lists them.
+    """
+    The model in evaluation mode with the given weights, bit for bit. If the weights have several floating point types, as
+    OpenAI's do, the model is in float32, which holds them all. Raises a `ValueError` that lists keys that are unknown or
+    missing and shapes that do not fit.
     """
     state_dict = {key: value for key, value in state_dict.items() if key not in _METADATA}
     config = infer_config(state_dict, **kwargs)
@@ -175,9 +151,9 @@ def model_from_state_dict(state_dict: dict[str, Tensor], **kwargs) -> CyCLIPMode
         problems.append(f"unknown keys: {', '.join(unknown)}")
     if missing := sorted(set(names.values()) - set(state_dict)):
         problems.append(f"missing keys: {', '.join(missing)}")
-    shapes = {key: value.shape for key, value in model_to_state_dict(own).items()}
-    if misshapen := [key for key in shapes if key in state_dict and state_dict[key].shape != shapes[key]]:
-        described = (f"{key} {tuple(state_dict[key].shape)}, not {tuple(shapes[key])}" for key in misshapen)
+    expected = {key: value.shape for key, value in model_to_state_dict(own).items() if key in state_dict}
+    if wrong := [key for key, shape in expected.items() if state_dict[key].shape != shape]:
+        described = (f"{key} {tuple(state_dict[key].shape)}, not {tuple(expected[key])}" for key in wrong)
         problems.append(f"wrong shapes: {'; '.join(described)}")
     if problems:
         raise ValueError(f"The weights are not those of a {type(model).__name__}.\n" + "\n".join(problems))
@@ -197,16 +173,7 @@ def model_from_state_dict(state_dict: dict[str, Tensor], **kwargs) -> CyCLIPMode
 
 
 def model_to_state_dict(model: CyCLIPModel | dict[str, Tensor]) -> dict[str, Tensor]:
-    r"""
-    The weights of a model under the names of OpenAI's CLIP, as OpenCLIP takes them.
-
-    Args:
-        model ([`CyCLIPModel`] or `dict[str, torch.Tensor]`):
-            A model or its state dict.
-
-    Returns:
-        `dict[str, torch.Tensor]`
-    """
+    """The weights of a model or of its state dict under the names of OpenAI's CLIP, which OpenCLIP reads."""
     state_dict = model if isinstance(model, dict) else model.state_dict()
     converted = {}
     for name, theirs in _their_names(state_dict).items():
@@ -218,6 +185,3 @@ def model_to_state_dict(model: CyCLIPModel | dict[str, Tensor]) -> dict[str, Ten
         else:
             converted[theirs] = state_dict[name]
     return converted
-
-
-__all__ = ["infer_config", "model_from_state_dict", "model_to_state_dict"]
