@@ -1,4 +1,4 @@
-"""`cyclip`, or `python -m modeling_cyclip`: every program of the package by one name. It imports nothing before it must."""
+"""`cyclip`, or `python -m modeling_cyclip`: runs every program of the package, and imports a program only to run it."""
 
 import sys
 from importlib import import_module
@@ -17,7 +17,7 @@ HELP = """usage: cyclip COMMAND [--ARGUMENT VALUE ...]        (what a command ta
 """
 COMMANDS = ("train", "evaluate", "compare", "publish", "card", "convert", "prepare")
 
-# Programs that accelerate can start in several processes, and its options for how many and where.
+# Programs that accelerate can start in several processes, and its options for the number and place of the processes.
 LAUNCHED = ("train", "evaluate")
 LAUNCH_OPTIONS = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port", "gpu_ids")
 
@@ -32,10 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cyclip: there is no command {command}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     if "-h" in arguments or "--help" in arguments:
-        # As the program says it; written by write_help.py, since asking the program imports torch and transformers.
-        print(
-            Path(__file__).with_name("commands").joinpath("help", f"{command}.txt").read_text(encoding="utf-8"), end=""
-        )
+        # write_help.py has stored the program's own help, since running the program imports torch and transformers.
+        help_file = Path(__file__).parent / "commands" / "help" / f"{command}.txt"
+        print(help_file.read_text(encoding="utf-8"), end="")
         return 0
     if command in LAUNCHED:
         options, arguments = split_launch_options(arguments)
@@ -46,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def split_launch_options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Options for accelerate's launcher by name, and the arguments of the program."""
+    """Separates the options for accelerate's launcher, by name, from the program's own arguments."""
     options, own, rest = {}, [], iter(arguments)
     for argument in rest:
         name, equals, value = argument.removeprefix("--").partition("=")
@@ -58,7 +57,7 @@ def split_launch_options(arguments: list[str]) -> tuple[dict[str, str], list[str
 
 
 def launch(command: str, options: dict[str, str], arguments: list[str]) -> int:
-    """Starts the program in the processes that the options say, as `accelerate launch` does."""
+    """Starts the program in several processes with the given options of `accelerate launch`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     from modeling_cyclip.package_files import find_file
@@ -70,9 +69,8 @@ def launch(command: str, options: dict[str, str], arguments: list[str]) -> int:
             print(f"cyclip {command}: error: {error}", file=sys.stderr)
             return 2
     told = [part for name, value in options.items() for part in (f"--{name}", value)]
-    launch_command(
-        launch_command_parser().parse_args([*told, "-m", f"modeling_cyclip.commands.{command}", *arguments])
-    )
+    program = ["-m", f"modeling_cyclip.commands.{command}"]
+    launch_command(launch_command_parser().parse_args([*told, *program, *arguments]))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Command line and YAML file to dataclasses: one parser for every program that takes `--config`."""
+"""Parses the command line and a YAML file into dataclasses, for every program that takes `--config`."""
 
 import argparse
 import difflib
@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from .package_files import find_file
 
 
-# Arguments of transformers that every training is asked for.
+# Arguments of transformers that `--help` explains, since most trainings set them.
 ALWAYS_EXPLAINED = {
     "output_dir", "num_train_epochs", "max_steps", "warmup_steps", "bf16", "fp16", "seed", "use_cpu", "report_to",
     "dataloader_num_workers", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
@@ -25,24 +25,12 @@ ALWAYS_EXPLAINED = {
 def parse_with_config(
     dataclass_types: tuple[type, ...], argv: list[str] | None, description: str, recipes: str = "training/recipes"
 ) -> tuple:
-    r"""
-    The arguments of the command line, over those of a recipe, over the defaults.
-
-    Args:
-        dataclass_types (`tuple[type]`):
-            The dataclasses whose fields are the arguments. Of what a dataclass inherits, `--help` lists the names alone.
-        argv (`list[str]`, *optional*):
-            The command line. Default: that of the process.
-        description (`str`):
-            What the program does, for `--help`.
-        recipes (`str`, *optional*, defaults to `"training/recipes"`):
-            Where the recipes lie that `--config` takes by name.
-
-    Returns:
-        `tuple`: an instance of each dataclass. A mistake ends the process with one line that says it.
+    """
+    An instance of each dataclass, from the command line (by default that of the process), the recipe that `--config`
+    names, and the defaults, in this order of precedence. A mistake ends the process with one line about it.
     """
     argv = sys.argv[1:] if argv is None else argv
-    # The usage of all arguments would push what an error says off the screen.
+    # argparse's own usage lists all arguments and would push the error message off the screen.
     usage = "%(prog)s [--config RECIPE] [--ARGUMENT VALUE ...]    (all arguments: --help)"
     parser = HfArgumentParser(
         dataclass_types, allow_abbrev=False, description=description, usage=usage, formatter_class=_HelpFormatter
@@ -55,7 +43,7 @@ def parse_with_config(
         if action.type is dict:
             action.type = json.loads
         if action.option_strings[0].startswith("--no_") and action.const is False:
-            action.help = argparse.SUPPRESS  # the other spelling of `--NAME false`
+            action.help = argparse.SUPPRESS  # only another spelling of `--NAME false`
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for adding in (parser, config_parser):
         adding.add_argument(
@@ -65,10 +53,10 @@ def parse_with_config(
     config = config_parser.parse_known_args(argv)[0].config
     if config is not None:
         parser.set_defaults(**_read_config(parser, config, recipes))
-        # What the file gives needs no place on the command line.
+        # An argument in the file need not be on the command line.
         for action in parser._actions:
             action.required = action.required and action.default is None
-    # First, since what a misspelt argument leaves unset would be complained of instead.
+    # Checked first: a misspelt argument would otherwise be reported as the missing one that it leaves unset.
     _, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(f"there is no argument {unknown[0]}{_did_you_mean(unknown[0], parser._option_string_actions)}")
@@ -81,7 +69,7 @@ def parse_with_config(
 
 
 def _shorten_help(parser: argparse.ArgumentParser, dataclass_types: tuple[type, ...], argv: list[str]) -> None:
-    """Leaves the explanation of inherited arguments, more than a hundred of TrainingArguments, to `--help_all`."""
+    """Moves the explanation of inherited arguments, more than a hundred in TrainingArguments, to `--help_all`."""
     inherited = {field.name for kind in dataclass_types for field in fields(kind)}
     inherited -= {name for kind in dataclass_types for name in kind.__annotations__} | ALWAYS_EXPLAINED
     if not inherited:
@@ -99,7 +87,7 @@ def _shorten_help(parser: argparse.ArgumentParser, dataclass_types: tuple[type, 
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """One spelling of each argument, what kind of value it takes, and no default that is nothing."""
+    """Shows one spelling of each argument, the kind of its value, and its default unless that is empty."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=40)
@@ -138,7 +126,7 @@ def _read_config(parser: argparse.ArgumentParser, name: str, recipes: str) -> di
     def as_told(name: str, value: Any) -> Any:
         if takes_list[name]:
             return value if isinstance(value, list | None) else [value]
-        # As on the command line, where the parser checks what a value is.
+        # As text, like on the command line, so that the parser checks the value.
         return str(value) if isinstance(value, int | float) else value
 
     return {name: as_told(name, value) for name, value in values.items()}

@@ -1,34 +1,22 @@
-"""The files that the rooms beside the package hold, and an installed package holds inside: recipes, configurations, templates."""
+"""Finds recipes, configurations and templates, which lie beside the package in a checkout and inside an installed one."""
 
 from pathlib import Path
 
 
-# A checkout has them beside the package, a wheel under `rooms` (see hatch_build.py).
+# hatch_build.py puts these files into the folder `rooms` of a wheel.
 PACKAGE = Path(__file__).parent
 ROOMS = PACKAGE / "rooms" if (PACKAGE / "rooms").is_dir() else PACKAGE.parent
 
 
 def package_file(path: str) -> Path:
-    """A file or folder by its path in the repository, such as `training/recipes`."""
+    """The place of a file or folder, given its path in the repository, such as `training/recipes`."""
     return ROOMS / path
 
 
 def find_file(name: str, folder: str, suffix: str, what: str) -> Path:
-    r"""
-    A file of the user's, or the shipped one of that name.
-
-    Args:
-        name (`str`):
-            A path, or the name of a shipped file without folder and suffix.
-        folder (`str`):
-            Where shipped ones lie.
-        suffix (`str`):
-            How they end, such as `.yaml`.
-        what (`str`):
-            What the file is, for the error.
-
-    Raises:
-        `ValueError`: neither; the shipped ones are named.
+    """
+    The file of this path, or the shipped file of this name without folder and suffix. `what` describes the file in the
+    `ValueError` that says there is neither and names the shipped ones.
     """
     if Path(name).is_file():
         return Path(name)
