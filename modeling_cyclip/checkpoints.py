@@ -1,4 +1,4 @@
-"""When a checkpoint is complete, and which one to go on from."""
+"""Marks complete checkpoints, and finds the one to resume from."""
 
 import re
 import shutil
@@ -10,12 +10,12 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# One is written first and the other last, so that a checkpoint that was cut off has the first alone.
+# The first marker is written before a checkpoint and the second after it. A checkpoint that was cut off has the first.
 INCOMPLETE_MARKER, COMPLETE_MARKER = "incomplete", "complete"
 
 
 def mark_incomplete(checkpoint: str | Path) -> None:
-    """To be called before a checkpoint is written (over an older one of the same step)."""
+    """Call this before a checkpoint is written (perhaps over an older one of the same step)."""
     checkpoint = Path(checkpoint)
     checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / INCOMPLETE_MARKER).touch()
@@ -23,7 +23,7 @@ def mark_incomplete(checkpoint: str | Path) -> None:
 
 
 def mark_complete(checkpoint: str | Path) -> None:
-    """To be called when all of it is written."""
+    """Call this when all of a checkpoint is written."""
     checkpoint = Path(checkpoint)
     (checkpoint / COMPLETE_MARKER).touch()
     (checkpoint / INCOMPLETE_MARKER).unlink(missing_ok=True)
@@ -34,16 +34,9 @@ def is_complete(checkpoint: str | Path) -> bool:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    r"""
-    The newest checkpoint that was written to its end. Newer ones that were not are passed over with a warning
-    (transformers' `get_last_checkpoint` looks at folder names only).
-
-    Args:
-        output_dir (`str` or `Path`):
-            The output folder of a training.
-
-    Returns:
-        `str`: its folder, or `None` where there is none.
+    """
+    The newest complete checkpoint in the output folder of a training, or `None`. Newer ones that were cut off are passed
+    over with a warning (transformers' `get_last_checkpoint` looks at folder names only).
     """
     for path in _newest_first(output_dir):
         if is_complete(path):
@@ -54,8 +47,8 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 def remove_incomplete(output_dir: str | Path) -> None:
     """
-    Deletes the checkpoints that were cut off: counted among the newest, they would push out complete ones. Those of other
-    Trainers, which have no marker, stay.
+    Deletes checkpoints that were cut off. They would count as the newest ones, so that rotation would delete complete
+    checkpoints instead. Checkpoints of other Trainers have no marker and stay.
     """
     for path in _newest_first(output_dir):
         if (path / INCOMPLETE_MARKER).is_file() and not is_complete(path):

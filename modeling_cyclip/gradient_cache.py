@@ -1,4 +1,4 @@
-"""The exact gradient of one large contrastive batch, at the memory of a chunk (Gao et al., 2021, GradCache)."""
+"""The exact gradient of one large contrastive batch, in the memory of a chunk (Gao et al., 2021, GradCache)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,34 +21,35 @@ def cached_step(
     no_sync: Callable[[], AbstractContextManager],
 ) -> tuple[CyCLIPLossOutput, Tensor, Tensor]:
     r"""
-    Adds the gradients of the batch's loss to the parameters, in three stages: embed chunk by chunk without a graph; take
-    the loss's gradient with respect to the embeddings of the whole batch; embed each chunk again with a graph and push
-    its embeddings' gradients through. Dropout draws the same masks in both passes.
+    Adds the gradients of the batch's loss to the parameters, in three stages:
 
-    Every pass goes through the wrapped model's forward, where autocast, DDP and FSDP live. Layers that normalise over
-    the batch (batch norm) see a chunk at a time.
+    1. Embed the batch chunk by chunk, without a graph.
+    2. Compute the gradient of the loss with respect to all embeddings of the batch.
+    3. Embed each chunk again, with a graph, and backpropagate the gradients of its embeddings.
+
+    Dropout draws the same masks in both passes. Every pass calls the wrapped model, so autocast, DDP and FSDP apply.
+    Layers that normalise over the batch (batch norm) see one chunk at a time.
 
     Args:
         model (`nn.Module`):
             A [`CyCLIPModel`], wrapped or not, in training mode.
         inputs (`dict[str, torch.Tensor]`):
-            Its inputs, the batch first.
+            The inputs of the model. The first dimension of each is the batch.
         chunk_size (`int`):
-            Pairs embedded at once, each with its augmented views where the inputs have them.
+            Pairs embedded at once, each with its augmented views if there are any.
         compute_loss (`Callable`):
-            The loss of all `image_embeds`, `text_embeds` and the `logit_scale`, and of the embeddings of augmented views.
+            Computes the loss from `image_embeds`, `text_embeds`, `logit_scale` and the embeddings of augmented views.
         backward (`Callable`):
-            Backpropagates the loss, scaled where mixed precision asks for it (`accelerator.backward`).
+            Backpropagates the loss. Mixed precision may scale it (`accelerator.backward`).
         no_sync (`Callable`):
-            Context in which the wrapper does not average gradients: all chunks but the last run in it.
+            Context in which the wrapper does not average gradients. All chunks but the last run in it.
 
     Returns:
         `tuple(CyCLIPLossOutput, torch.Tensor, torch.Tensor)`: the loss with its parts, and all image and text embeddings.
     """
-    batch_size = len(inputs["input_ids"])
     chunks = [
         {name: tensor[start : start + chunk_size] for name, tensor in inputs.items()}
-        for start in range(0, batch_size, chunk_size)
+        for start in range(0, len(inputs["input_ids"]), chunk_size)
     ]
     device = inputs["input_ids"].device
 
@@ -73,11 +74,11 @@ def cached_step(
         is_last = number == len(chunks) - 1
         rows = slice(number * chunk_size, (number + 1) * chunk_size)
         _set_random_state(random_states[number], device)
-        # The backward pass must be inside too: it is there that gradients are averaged.
+        # The backward pass must be inside, too, since it is what averages gradients.
         with torch.enable_grad() if is_last else no_sync():
             outputs = model(**chunk)
-            # The gradient of this sum is the loss's own, by the chain rule. The scale is in it each time, since DDP
-            # expects every forward to use every parameter, but counts once.
+            # By the chain rule, this sum has the gradient of the loss. It includes the scale in every chunk, since DDP
+            # expects every forward pass to use every parameter, but only the last chunk counts it.
             surrogate = outputs.logit_scale * (scale_grad if is_last else 0 * scale_grad)
             for name, grad in grads.items():
                 surrogate = surrogate + (outputs[name] * grad[rows]).sum()

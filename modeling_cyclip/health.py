@@ -1,4 +1,4 @@
-"""Signs in the log that a training goes wrong, and what to do about each: a warning, once."""
+"""Warns once of each sign in the log that a training goes wrong, and says what to do about it."""
 
 import math
 import random
@@ -15,59 +15,47 @@ from .optimizer import MAX_LOGIT_SCALE
 
 logger = logging.get_logger(__name__)
 
-# A sign must show in so many logs on end. One log can be a bad batch; a plateau of a healthy start passes sooner.
+# A sign must show in this many logs in a row. A single log can be a bad batch, and a healthy start is over sooner.
 MIN_LOGS = 5
-# ... and over so many steps, however often is logged: small models from scratch leave ln(N) within 100 steps.
+# It must also last this many steps, however often is logged. Small models from scratch leave ln(N) within 100 steps.
 MIN_STEPS = 200
-# Terms too heavy do their damage at the start, and are never right, so this one is said sooner.
+# Cyclic terms that are too heavy do their damage at the start, so their warning comes sooner.
 MIN_STEPS_CYCLIC = 50
-# Before the warm-up has brought the rate to a tenth of its peak, no progress is to be expected.
+# No progress is expected before the warm-up has brought the rate to a tenth of its peak.
 MIN_RATE_SHARE = 0.1
-# Guessing scores ln(N); within 2 % of it, no more than the start's fluctuation has been gained.
+# Guessing has a loss of ln(N). A loss within 2 % of it shows no more than the fluctuation of the start.
 GUESSING_SHARE = 0.98
-# A narrow cone is no collapse as long as its embeddings tell pairs apart, that is, the loss has left ln(N) behind.
+# A narrow cone of embeddings is not a collapse if they tell pairs apart, that is, if the loss is well below ln(N).
 COLLAPSED_COSINE = 0.95
 COLLAPSED_LOSS_SHARE = 0.9
-# At scale 2 even perfect embeddings of 128 pairs leave a loss of about ln(1 + 127 / e²) = 2.9.
+# At scale 2, even perfect embeddings of 128 pairs have a loss of about ln(1 + 127 / e²) = 2.9.
 SUNK_SCALE = 2.0
-# The clamp writes ln(100) in the weights' precision.
+# The bound is rounded to the precision of the weights.
 BOUND_SCALE = 0.999 * math.exp(MAX_LOGIT_SCALE)
-# Once the contrastive term is nearly solved, whatever remains outweighs it.
+# When the contrastive term is nearly solved, any other term outweighs it.
 UNSOLVED_LOSS_SHARE = 0.5
-# Natural captions repeat now and then; every hundredth pair is more than chance.
+# Natural captions repeat now and then, but one pair in a hundred is more than chance.
 REPEATED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class Reading:
-    r"""
-    What a sign is read from.
-
-    Args:
-        log (`Mapping[str, float]`):
-            A training log of [`CyCLIPTrainer`].
-        first_log (`Mapping[str, float]`):
-            The first one of this run.
-        batch_size (`int`):
-            N, the pairs of the contrastive batch over all processes.
-        peak_learning_rate (`float`):
-            The rate after the warm-up.
-    """
+    """A training log of [`CyCLIPTrainer`], and what else the signs are read from."""
 
     log: Mapping[str, float]
-    first_log: Mapping[str, float]
-    batch_size: int
+    first_log: Mapping[str, float]  # of this run
+    batch_size: int  # N, the pairs of all processes
     peak_learning_rate: float
 
     @property
     def contrastive(self) -> float:
-        """The contrastive part of the loss, with augmented views the mean of two."""
+        """The contrastive part of the loss: with augmented views, the mean of two terms."""
         contrastive = self.log["contrastive_loss"]
         return (contrastive + self.log.get("inmodal_contrastive_loss", contrastive)) / 2
 
     @property
     def loss_share(self) -> float:
-        """The contrastive loss over ln(N), that of guessing."""
+        """The contrastive loss divided by ln(N), the loss of guessing."""
         return self.log["contrastive_loss"] / math.log(self.batch_size) if self.batch_size > 1 else 0.0
 
     @property
@@ -76,7 +64,7 @@ class Reading:
 
 
 def nothing_learnt(reading: Reading) -> str | None:
-    """The contrastive loss is that of guessing."""
+    """The contrastive loss stays at that of guessing."""
     if not reading.is_warm or reading.loss_share < GUESSING_SHARE:
         return None
     return (
@@ -89,7 +77,7 @@ def nothing_learnt(reading: Reading) -> str | None:
 
 
 def collapsed(reading: Reading) -> str | None:
-    """All images, or all captions, have nearly one embedding, and pairs are not told apart."""
+    """All images, or all captions, have nearly the same embedding, and pairs are not told apart."""
     cosines = {"image": reading.log["image_cosine"], "text": reading.log["text_cosine"]}
     tower = max(cosines, key=cosines.get)
     if not reading.is_warm or cosines[tower] < COLLAPSED_COSINE or reading.loss_share < COLLAPSED_LOSS_SHARE:
@@ -102,7 +90,7 @@ def collapsed(reading: Reading) -> str | None:
 
 
 def scale_at_bound(reading: Reading) -> str | None:
-    """`logit_scale` has risen to 100 in this run; checkpoints of CLIP that start there are as they came."""
+    """`logit_scale` has risen to 100 in this run. CLIP checkpoints that start at 100 are fine."""
     if reading.log["logit_scale"] < BOUND_SCALE or reading.first_log["logit_scale"] >= BOUND_SCALE:
         return None
     return (
@@ -124,7 +112,7 @@ def scale_sunk(reading: Reading) -> str | None:
 
 
 def cyclic_outweighs(reading: Reading) -> str | None:
-    """The weighted cyclic terms are larger than a contrastive one that is far from solved."""
+    """The weighted cyclic terms are larger than the contrastive term, which is far from solved."""
     contrastive = reading.contrastive
     cyclic = reading.log["loss"] - contrastive
     if cyclic <= contrastive or reading.loss_share < UNSOLVED_LOSS_SHARE:
@@ -138,7 +126,7 @@ def cyclic_outweighs(reading: Reading) -> str | None:
 
 
 def captions_repeat(reading: Reading) -> str | None:
-    """Pairs of a batch share their caption."""
+    """Several pairs of a batch have the same caption."""
     share = reading.log["repeated_captions"]
     if share < REPEATED_SHARE:
         return None
@@ -150,7 +138,7 @@ def captions_repeat(reading: Reading) -> str | None:
     )
 
 
-# Each sign, and over how many steps it must show.
+# Each sign, and for how many steps it must last.
 SIGNS: dict[Callable[[Reading], str | None], int] = {
     nothing_learnt: MIN_STEPS,
     collapsed: MIN_STEPS,
@@ -162,7 +150,7 @@ SIGNS: dict[Callable[[Reading], str | None], int] = {
 
 
 class HealthCallback(TrainerCallback):
-    """Warns once of each sign that shows in [`MIN_LOGS`] training logs on end, and over enough steps."""
+    """Warns once of each sign that shows in [`MIN_LOGS`] training logs in a row and lasts enough steps."""
 
     def __init__(self):
         self.first_log: Mapping[str, float] | None = None
@@ -186,27 +174,29 @@ class HealthCallback(TrainerCallback):
 
 
 def caption_keys(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """A number for each caption, `(batch,)`, equal for equal tokens whatever the padding."""
+    """One number for each caption, of shape `(batch,)`. Captions of the same tokens have the same one at any padding."""
     draw = random.Random(0)
     factors = torch.tensor([draw.getrandbits(62) for _ in range(input_ids.shape[1])], device=input_ids.device)
-    # Sums of 64-bit integers wrap, as a hash may; + 1, since 0 is a token too.
+    # A sum of 64-bit integers may overflow, which does not harm a hash. 1 is added since 0 is a token, too.
     terms = (input_ids + 1) * factors
     return (terms if attention_mask is None else terms * attention_mask).sum(dim=1)
 
 
 def batch_statistics(image_embeds: Tensor, text_embeds: Tensor, captions: Tensor) -> dict[str, float]:
     r"""
+    The statistics of a batch that the Trainer logs and the signs are read from.
+
     Args:
         image_embeds (`torch.Tensor` of shape `(batch, dim)`):
             Unit-norm image embeddings.
         text_embeds (`torch.Tensor` of shape `(batch, dim)`):
             Unit-norm text embeddings.
         captions (`torch.Tensor` of shape `(batch,)`):
-            Their [`caption_keys`].
+            The [`caption_keys`] of the captions.
 
     Returns:
-        `dict[str, float]`: `image_cosine` and `text_cosine`, the mean cosine of two different images and of two
-        captions, and `repeated_captions`, the share of captions that came earlier in the batch.
+        `dict[str, float]`: `image_cosine` and `text_cosine`, the mean cosines of two different images and of two
+        different captions, and `repeated_captions`, the share of captions that repeat an earlier one of the batch.
     """
     return {
         "image_cosine": _mean_cosine(image_embeds),
@@ -216,9 +206,6 @@ def batch_statistics(image_embeds: Tensor, text_embeds: Tensor, captions: Tensor
 
 
 def _mean_cosine(embeds: Tensor) -> float:
-    # The squared norm of the sum is the sum of all N² cosines; N of them are of an embedding with itself.
+    # The squared norm of the sum is the sum of all N² cosines. N of them are of an embedding with itself, and are 1.
     n = len(embeds)
     return (embeds.float().sum(dim=0).square().sum().item() - n) / max(1, n * (n - 1))
-
-
-__all__ = ["HealthCallback"]

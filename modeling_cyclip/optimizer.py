@@ -1,4 +1,4 @@
-"""What the optimizer does to which parameter: decay, rates of the towers, and the bounds and shape of `logit_scale`."""
+"""What the optimizer needs to know: weight decay, learning rates of the towers, bounds and shape of `logit_scale`."""
 
 import math
 
@@ -14,8 +14,8 @@ MAX_LOGIT_SCALE = math.log(100)
 
 def decay_parameter_names(model: nn.Module) -> list[str]:
     """
-    Names of the parameters under weight decay: weights and embeddings, but no norm, no bias and not `logit_scale` (as in
-    the official code; transformers' own rule decays `logit_scale`).
+    Names of the parameters with weight decay: weights and embeddings, but not norms, biases and `logit_scale`, as in the
+    official code. transformers' own rule decays `logit_scale`, too.
     """
     norms = [nn.LayerNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm]
     return get_parameter_names(model, norms, [r"(?:^|\.)bias$", r"logit_scale$"])
@@ -24,19 +24,9 @@ def decay_parameter_names(model: nn.Module) -> list[str]:
 def set_tower_learning_rates(
     optimizer: torch.optim.Optimizer, model: nn.Module, vision_rate: float | None, text_rate: float | None
 ) -> None:
-    r"""
-    Gives a tower and its projection a learning rate of their own, in groups behind those at the common rate: the first
-    group's rate is the one that is logged.
-
-    Args:
-        optimizer (`torch.optim.Optimizer`):
-            Fresh, without a schedule.
-        model (`nn.Module`):
-            The [`CyCLIPModel`], wrapped or not.
-        vision_rate (`float`, *optional*):
-            Peak learning rate of the vision tower. `None` leaves it at the common rate.
-        text_rate (`float`, *optional*):
-            Peak learning rate of the text tower, likewise.
+    """
+    Gives a tower and its projection their own peak learning rate, unless it is `None`. The optimizer must not have a
+    schedule yet. The new groups come after those with the common rate, since the rate of the first group is logged.
     """
     if vision_rate is None and text_rate is None:
         return
@@ -66,9 +56,7 @@ class ClampLogitScale(TrainerCallback):
 
 
 def make_logit_scale_one_dimensional(model: nn.Module) -> None:
-    """
-    Gives `logit_scale` the shape `(1,)`, without which FSDP cannot shard it. Weights of either shape can be loaded.
-    """
+    """Gives `logit_scale` the shape `(1,)`, since FSDP cannot shard a scalar. Weights of both shapes can be loaded."""
     model.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(1), model.logit_scale.requires_grad)
     model.register_load_state_dict_pre_hook(_fit_logit_scale)
 
@@ -79,12 +67,12 @@ def _fit_logit_scale(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
 
 
 def with_scalar_logit_scale(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with the scalar of a CLIP checkpoint."""
+    """The weights with `logit_scale` as a scalar, as in a CLIP checkpoint."""
     return {name: tensor.reshape(()) if name == "logit_scale" else tensor for name, tensor in state_dict.items()}
 
 
 def fit_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Gives moments their parameter's shape: a checkpoint may come from a run with the other shape of `logit_scale`."""
+    """Gives moments their parameter's shape. A checkpoint may come from a run with the other shape of `logit_scale`."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             # The number of steps is a scalar for every parameter.
