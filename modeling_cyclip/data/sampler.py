@@ -1,4 +1,4 @@
-"""Which sample comes when: a function of (seed, epoch), drawn by no generator's state."""
+"""Which sample comes when: a function of (seed, epoch) that depends on no generator's state."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from transformers.utils import is_datasets_available, logging
 
 logger = logging.get_logger(__name__)
 
-# A batch mixes samples of so many shards. What is read meanwhile stays in the page cache, or in that of a network disk.
+# A batch mixes samples of this many shards. Meanwhile they stay in the page cache, or in that of a network disk.
 SHARD_WINDOW = 16
 
 
@@ -23,14 +23,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
     The order depends on the seed and the epoch alone, so that a resumed run, or one with other workers or processes, sees
     the same. The tail that fills no batch is left out: padding it with repeats would make false negatives.
 
-    Two steps more, each where its argument is given:
+    Two arguments each change the order:
 
     - `shards`: the epoch shuffles the shards, divides them into windows of a few, and shuffles the samples of a window. A
       set of no more shards than a window is shuffled as a whole.
-    - `captions`: no batch holds a caption twice, of those that `CaptionedSamples` draws in the epoch. Every epoch then has
-      the same number of batches, the largest that never comes short; a caption with more images than there are batches
-      sits the rest out, others each epoch. Captions are compared as a tokenizer sees them, whatever the case and the
-      white space.
+    - `captions`: no batch holds a caption twice, among those that `CaptionedSamples` draws in the epoch. Every epoch then
+      has the same number of batches, the largest that all epochs can fill. Where a caption has more images than there are
+      batches, the surplus sits out, other images each epoch. Captions are compared as a tokenizer sees them, whatever the
+      case and the white space.
 
     Args:
         num_samples (`int`):
@@ -78,13 +78,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        if self.captions is None:
-            order = self._shuffled()[: len(self)]
-        else:
+        if self.captions is not None:
             drawn = self.captions.drawn(self.seed, self.epoch)
             order = None if self.shards is None else self._apart_in_windows(drawn)
             if order is None:
                 order = self._dealt(drawn)
+        elif self.shards is not None:
+            order = _windowed(self.shards, self.window, self._generator())[: len(self)]
+        else:
+            generator = torch.Generator().manual_seed(keyed_seed(self.seed, self.epoch))
+            order = torch.randperm(self.num_samples, generator=generator).numpy()[: len(self)]
         return ((self.epoch, index) for index in order.tolist())
 
     def __len__(self) -> int:
@@ -93,16 +96,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def _generator(self) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(keyed_seed(self.seed, self.epoch)))
 
-    def _shuffled(self) -> np.ndarray:
-        if self.shards is not None:
-            return _windowed(self.shards, self.window, self._generator())
-        generator = torch.Generator().manual_seed(keyed_seed(self.seed, self.epoch))
-        return torch.randperm(self.num_samples, generator=generator).numpy()
-
     def _dealt(self, drawn: np.ndarray) -> np.ndarray:
         """
-        Batches without repeats: the shuffled samples, those of one caption next to each other, are dealt to the batches in
-        turn like cards, so that equal captions come to different batches.
+        Batches without repeats: the shuffled samples, with those of one caption next to each other, are dealt to the
+        batches in turn like cards, so that equal captions come to different batches.
         """
         generator = self._generator()
         shuffled = generator.permutation(self.num_samples)
@@ -119,8 +116,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def _apart_in_windows(self, drawn: np.ndarray) -> np.ndarray | None:
         """
-        Batches without repeats that keep to the windows: of the samples of one caption, those that would meet in a batch
-        move to the next ones. `None` where captions repeat so much that a batch would overflow.
+        Batches without repeats that keep to the windows: samples of one caption that would meet in a batch move to the
+        next ones. `None` where captions repeat so much that a batch would overflow.
         """
         generator = self._generator()
         order = _windowed(self.shards, self.window, generator)
@@ -133,7 +130,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         places = np.repeat(np.arange(self.num_batches), free)
         singles = samples[is_single][: len(places)]
         samples, batch = np.append(samples[~is_single], singles), np.append(batch[~is_single], places)
-        # A process takes a part of each batch, so that its samples are shuffled as well.
+        # The samples of a batch are shuffled as well, since each process takes a part of it.
         mixed = generator.permutation(len(samples))
         return samples[mixed[np.argsort(batch[mixed], kind="stable")]]
 
@@ -181,20 +178,10 @@ def _windowed(shards: np.ndarray, window: int, generator: np.random.Generator) -
 
 
 def _apart(order: np.ndarray, captions: np.ndarray, num_batches: int) -> tuple[np.ndarray, np.ndarray]:
-    r"""
-    Batches for the samples whose caption comes more than once: a different one each, near their place in the order.
-
-    Args:
-        order (`np.ndarray` of shape `(n,)`):
-            The samples.
-        captions (`np.ndarray` of shape `(n,)`):
-            Their captions.
-        num_batches (`int`):
-            Batches; of a caption with more samples, the rest is left out.
-
-    Returns:
-        `tuple(np.ndarray, np.ndarray)`: the samples that are left, in order, and the batch of each, -1 for a sample whose
-        caption comes once.
+    """
+    Gives each sample whose caption comes more than once another batch than its equals, near its place in the order, and
+    leaves out those of a caption for which there are too few batches. Returns the samples that are left, in order, and the
+    batch of each: -1 for a sample whose caption comes once.
     """
     wanted = np.arange(len(order)) * num_batches // len(order)
     by_caption = np.argsort(captions, kind="stable")
@@ -202,11 +189,11 @@ def _apart(order: np.ndarray, captions: np.ndarray, num_batches: int) -> tuple[n
         captions[by_caption], return_index=True, return_inverse=True, return_counts=True
     )
     place, counts = np.arange(len(order)) - start[group], np.minimum(counts, num_batches)[group]
-    # The k-th of a caption goes to the first batch from the wanted one on that comes after the (k-1)-th: with k taken off,
-    # a running maximum, made within each caption by steps between captions that no batch number reaches.
+    # The k-th of a caption goes to the wanted batch, or to the first one behind that of the (k-1)-th. With k taken off this
+    # is a running maximum. Steps that no batch number reaches keep it within each caption.
     step = group * num_batches
     batch = np.maximum.accumulate(wanted[by_caption] - place + step) - step + place
-    # And early enough to leave a batch to each of those after it.
+    # It also goes early enough to leave a batch to each of those after it.
     batch = np.minimum(batch, num_batches - counts + place)
     batch[counts == 1] = -1
     kept = place < num_batches
@@ -243,7 +230,10 @@ def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicat
     sampler = EpochSampler(len(dataset), batch_size, seed, shards=shards)
     if not no_duplicate_captions or not is_table(dataset):
         return sampler
-    unique = EpochSampler(len(dataset), batch_size, seed, captions=_captions(dataset), shards=shards)
+    # By batches: iterating over the column itself would take its rows one by one.
+    batches = dataset.select_columns("caption").iter(batch_size=1000)
+    captions = (caption for batch in batches for caption in batch["caption"])
+    unique = EpochSampler(len(dataset), batch_size, seed, captions=captions, shards=shards)
     if len(unique) < len(sampler) // 2:
         logger.warning(
             f"`no_duplicate_captions` has no effect here: the data has too few different captions for batches of "
@@ -253,12 +243,6 @@ def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicat
     if len(unique) < len(sampler):
         logger.info(f"{len(sampler) - len(unique)} pairs sit out each epoch so that no batch repeats a caption.")
     return unique
-
-
-def _captions(dataset: Dataset) -> Iterator[str | list[str]]:
-    # By batches: iterating over the column itself would take its rows one by one.
-    for batch in dataset.select_columns("caption").iter(batch_size=1000):
-        yield from batch["caption"]
 
 
 def is_table(dataset: Dataset) -> bool:
@@ -276,21 +260,9 @@ def keyed_seed(*key: int) -> int:
 
 
 def keyed_choice(seed: int, epoch: int, indices: np.ndarray, num_choices: np.ndarray) -> np.ndarray:
-    r"""
-    One of several, for each sample of an epoch: a hash of (seed, epoch, index) modulo the number of choices.
-
-    Args:
-        seed (`int`):
-            Seed of the choice.
-        epoch (`int`):
-            The epoch.
-        indices (`np.ndarray` of shape `(n,)`):
-            The samples.
-        num_choices (`np.ndarray` of shape `(n,)`):
-            From how many each chooses.
-
-    Returns:
-        `np.ndarray` of shape `(n,)`: numbers from 0 to `num_choices - 1`.
+    """
+    Chooses for each sample of an epoch a number from 0 to its `num_choices - 1`: a hash of (seed, epoch, index) modulo
+    `num_choices`. Arrays are of shape `(n,)`.
     """
     # The finaliser of splitmix64 (Steele et al., 2014); products are meant to wrap.
     bits = np.asarray(indices).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(keyed_seed(seed, epoch))
