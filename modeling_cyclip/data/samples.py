@@ -18,10 +18,9 @@ from .sampler import is_table, keyed_choice, keyed_seed
 
 logger = logging.get_logger(__name__)
 
-# With a share p of broken images, a sample finds no replacement with probability p ** 100: only in a set that is broken
-# throughout.
+# With a share p of broken images, a sample finds no replacement with probability p ** 100. So this happens only in a set
+# that is broken throughout.
 MAX_REPLACEMENTS = 100
-
 # Keeps the draws of an augmentation apart from those for a replacement.
 AUGMENTATION = 1
 
@@ -32,9 +31,9 @@ class CaptionedSamples(Dataset):
     r"""
     Reads a captioned dataset batch by batch, by keys of [`~modeling_cyclip.data.sampler.EpochSampler`] or plain indices.
 
-    Of several captions, one is drawn each epoch; by a plain index the first is taken. In the place of an image that cannot
-    be read comes another sample of the dataset that is not in the batch, so that batches keep their size. Both choices,
-    and what an augmentation draws, are functions of (seed, epoch, index).
+    One of several captions is drawn each epoch; a plain index takes the first. Another sample of the dataset that is not
+    in the batch replaces an image that cannot be read, so that batches keep their size. Both choices, and what an
+    augmentation draws, are functions of (seed, epoch, index).
 
     Args:
         dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
@@ -42,7 +41,7 @@ class CaptionedSamples(Dataset):
         seed (`int`):
             Seed of the choices.
         min_image_size (`int`, *optional*):
-            How small a JPEG may be decoded, see [`~modeling_cyclip.data.images.load_image`].
+            The smallest size at which a JPEG may be decoded, see [`~modeling_cyclip.data.images.load_image`].
         augment (`Callable`, *optional*):
             Makes a second view of an image and its caption, drawing from the `random.Random` that is its third argument.
     """
@@ -63,8 +62,8 @@ class CaptionedSamples(Dataset):
         r"""
         Returns:
             `list[dict]`: for each key `image` (`PIL.Image.Image`), `caption` (`str`), `index` (`int`, the row it came
-            from) and `broken_images` (`dict`, reasons by row for the images that were passed over on its account); with
-            an augmentation also `augmented_image` and `augmented_caption`.
+            from) and `broken_images` (`dict`, reasons by row for the images that it replaces); with an augmentation also
+            `augmented_image` and `augmented_caption`.
 
         Raises:
             `ValueError`: hardly an image of the dataset can be read.
@@ -134,37 +133,35 @@ def check_columns(dataset: Dataset) -> None:
 
 
 def _with_files(dataset: Dataset) -> Dataset:
-    """Images of a table undecoded, so that a broken one is met in [`load_image`] alone. A transform of its own stays."""
+    """Leaves images of a table undecoded, so that only [`load_image`] meets a broken one. A set's own transform stays."""
     if not is_table(dataset) or dataset.format["type"] == "custom":
         return dataset
     import datasets
 
-    decodes = isinstance(dataset.features["image"], datasets.Image)
-    return dataset.cast_column("image", datasets.Image(decode=False)) if decodes else dataset
+    is_decoded = isinstance(dataset.features["image"], datasets.Image)
+    return dataset.cast_column("image", datasets.Image(decode=False)) if is_decoded else dataset
 
 
 @dataclass
 class SampleCollator:
-    r"""
-    Hands `image` and `caption` to a collator and passes on what the Trainer accounts for. Augmented views go through the
-    collator in one batch with the others, so that captions are padded alike, and come out under `augmented_` names.
-
-    Args:
-        collator (`Callable`):
-            Makes model inputs of rows with `image` and `caption`.
+    """
+    Hands `image` and `caption` to a collator, and passes on what the Trainer accounts for. Augmented views go through the
+    collator in one batch with the others, so that captions are padded alike. They come out under `augmented_` names.
     """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [{name: sample[name] for name in ("image", "caption")} for sample in samples]
-        if "augmented_image" not in samples[0]:
-            batch = dict(self.collator(rows))
-        else:
-            rows += [{name: sample[f"augmented_{name}"] for name in ("image", "caption")} for sample in samples]
+        rows = [{"image": sample["image"], "caption": sample["caption"]} for sample in samples]
+        if "augmented_image" in samples[0]:
+            rows += [
+                {"image": sample["augmented_image"], "caption": sample["augmented_caption"]} for sample in samples
+            ]
             batch = {}
             for name, both in self.collator(rows).items():
                 batch[name], batch[f"augmented_{name}"] = both.chunk(2)
+        else:
+            batch = dict(self.collator(rows))
         batch["sample_index"] = torch.tensor([sample["index"] for sample in samples])
         batch["broken_images"] = {key: reason for sample in samples for key, reason in sample["broken_images"].items()}
         return batch
@@ -172,12 +169,12 @@ class SampleCollator:
 
 class BrokenImages(dict[int, str]):
     r"""
-    Reasons by row for the images of a dataset that were left out. Each is named once in the log, whichever processes met
-    it.
+    Reasons by row for the images of a dataset that were left out. The log names each of them once, whichever processes
+    met it.
 
     Args:
         dataset (`str`):
-            What the log calls the dataset.
+            The dataset's name in the log.
     """
 
     def __init__(self, dataset: str):
@@ -190,13 +187,10 @@ class BrokenImages(dict[int, str]):
         self._met.update(reasons)
 
     def report(self) -> None:
-        """Names the new ones. All processes call it."""
+        """Names the new ones in the log. All processes call it."""
         is_first_process = rank(training_process_group()) == 0
-        for met in gather_object([self._met]):
-            for row, reason in met.items():
-                if row not in self and is_first_process:
-                    logger.warning(
-                        f"Row {row} of the {self.dataset} set is left out, its image cannot be read: {reason}"
-                    )
-                self[row] = reason
+        for row, reason in (item for met in gather_object([self._met]) for item in met.items()):
+            if row not in self and is_first_process:
+                logger.warning(f"Row {row} of the {self.dataset} set is left out, its image cannot be read: {reason}")
+            self[row] = reason
         self._met = {}
