@@ -381,8 +381,12 @@ class CyCLIPTrainer(Trainer):
         language: str | list[str] | None = None,
         license: str | None = None,
         tags: str | list[str] | None = None,
+        model_name: str | None = None,
         finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
         dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
     ) -> ModelCard | None:
         r"""
         Writes the model's card, from what its folder holds. What is not known is left out.
@@ -398,6 +402,8 @@ class CyCLIPTrainer(Trainer):
                 The checkpoint on the Hub that was trained on. Default: the one that the model was opened from.
             dataset_tags (`str` or `list[str]`, *optional*):
                 Datasets on the Hub. Default: the one that the training set was loaded from.
+            model_name, tasks, dataset, dataset_args (*optional*):
+                Taken for scripts that pass them to transformers' Trainer. The card says what they say from its own files.
 
         Returns:
             [`~huggingface_hub.ModelCard`]; `None` but on the main process.

@@ -104,3 +104,14 @@ def test_what_is_not_known_is_left_out_unless_it_is_told(hub, run_script):
     for part in ("[user/a](https://huggingface.co/datasets/user/a), [user/b](https://huggingface.co/datasets/user/b), 4 image",
                  "Trained on from [user/start](https://huggingface.co/user/start).", "licensed under `mit`"):  # fmt: skip
         assert part in told.text
+
+
+def test_a_script_of_transformers_examples_publishes_as_it_is(hub, run_script):
+    run_script(
+        "pairs = Dataset.from_dict(rows).rename_column('text', 'caption')\n"
+        "train('ported', model, pairs).push_to_hub(\n"
+        "    finetuned_from='tester/vit', tasks='contrastive-image-text-modeling', dataset='Pairs',\n"
+        "    dataset_args='all', dataset_tags='user/pairs', model_name='Ported')"
+    )
+    data = card_of(hub, "tester/ported").data.to_dict()
+    assert (data["base_model"], data["datasets"]) == ("tester/vit", "user/pairs")
