@@ -163,3 +163,26 @@ def test_recipes_and_configurations_are_shipped(environment, cyclip):
         "assert package_file('model_cards/space/app.py').is_file()"
     )
     run([environment / "python", "-c", code], cwd=cyclip.folder)
+
+
+PLAIN_SCRIPT = """
+from PIL import Image
+from transformers import AutoProcessor
+from modeling_cyclip import CyCLIPModel, CyCLIPTrainer, CyCLIPTrainingArguments
+
+rows = [{"image": Image.new("RGB", (32, 32), colour), "caption": f"a {colour} square"} for colour in ("red", "blue")]
+arguments = CyCLIPTrainingArguments("plain", per_device_train_batch_size=2, max_steps=2, use_cpu=True)
+trainer = CyCLIPTrainer(CyCLIPModel.from_pretrained("out"), arguments, rows, processing_class=AutoProcessor.from_pretrained("out"))
+trainer.train()
+trainer.save_model()
+trainer.create_model_card()
+"""
+
+
+def test_without_any_extra_a_trainer_trains_and_writes_its_card(environment, cyclip, trained):
+    # The last test: it takes away what the extras brought.
+    extras = ["datasets", "evaluate", "scikit-learn", "scipy", "matplotlib", "tensorboard", "pandas", "pyarrow"]
+    run([environment / "python", "-m", "pip", "uninstall", "--quiet", "--yes", *extras], cwd=cyclip.folder)
+    run([environment / "python", "-c", PLAIN_SCRIPT], cwd=cyclip.folder, HF_HUB_OFFLINE="1")
+    card = (cyclip.folder / "plain" / "README.md").read_text()
+    assert "pipeline_tag: zero-shot-image-classification" in card and "None" not in card
