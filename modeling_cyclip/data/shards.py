@@ -1,4 +1,4 @@
-"""WebDataset shards as a table: the place of every image in its tar and the captions, read once from the tar headers."""
+"""Opens WebDataset shards as a table of captions and of places in the tars, which it reads once from the tar headers."""
 
 import hashlib
 import json
@@ -31,9 +31,9 @@ FEATURES = Features(
         "caption": List(Value("string")),
     }
 )
-# Zeros fill a tar up to a whole record.
+# Zeros fill a tar up to a whole record, which is no larger.
 LARGEST_PADDING = 2**20
-# Starting processes takes longer than walking through a few shards.
+# Processes take longer to start than a few shards take to read.
 SHARDS_WORTH_A_PROCESS = 8
 
 
@@ -42,8 +42,8 @@ def load_shards(patterns: list[str]) -> Dataset:
     Opens WebDataset shards as a map-style dataset: an image is read by its offset when its row is used.
 
     A sample is an image (`KEY.jpg`, `jpeg`, `png` or `webp`) and its caption: `KEY.txt`, or the field `caption` of
-    `KEY.json`, a string or a list of strings. The index of a shard is kept beside it (`SHARD.tar.index.arrow`), or in the
-    cache of `datasets` where that cannot be written, and made anew when the shard's size or time changes.
+    `KEY.json`, a string or a list of strings. The index of a shard lies beside it (`SHARD.tar.index.arrow`), or in the
+    cache of `datasets` where that cannot be written. It is made anew when the shard's size or time changes.
 
     Args:
         patterns (`list[str]`):
@@ -63,16 +63,14 @@ def load_shards(patterns: list[str]) -> Dataset:
             f"No file matches {' '.join(patterns)}. Shards are local files or globs such as 'data/cc3m-*.tar'; those of "
             "the Hub are downloaded first, `hf download --repo-type dataset ID --local-dir data`."
         )
-    indexes = [_kept_index(shard) for shard in shards]
-    missing = [number for number, index in enumerate(indexes) if index is None]
-    if missing:
+    indexes = {shard: _kept_index(shard) for shard in shards}
+    if missing := [shard for shard, index in indexes.items() if index is None]:
         logger.info(f"Indexing {len(missing)} of {len(shards)} shards.")
-        for number, index in zip(missing, _each(_make_index, [shards[number] for number in missing]), strict=True):
-            indexes[number] = index
-    # All processes of a training come here, the log needs it once.
+        indexes.update(zip(missing, _make_indexes(missing), strict=True))
+    # All processes of a training come here, but the log needs it once.
     if int(os.environ.get("RANK", 0)) == 0:
-        _log([report for _, report in indexes])
-    tables = [Dataset.from_file(str(index)) for index, report in indexes if report["num_samples"]]
+        _log([report for _, report in indexes.values()])
+    tables = [Dataset.from_file(str(index)) for index, report in indexes.values() if report["num_samples"]]
     if not tables:
         raise ValueError(
             f"None of the {len(shards)} shards of {' '.join(patterns)} has a sample: images named KEY.jpg, jpeg, png or "
@@ -85,15 +83,14 @@ def load_shards(patterns: list[str]) -> Dataset:
 
 def _names(pattern: str) -> list[str]:
     bounds = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    # A name is expected to be there: if not, it goes on to be named in the log.
+    # A plain name stays even if there is no such file: the log then names it.
     if os.path.exists(pattern) or not (bounds or has_magic(pattern)):
         return [pattern]
     if bounds is None:
         return glob(pattern, recursive=True)
     numbers = (f"{number:0{len(bounds[1])}}" for number in range(int(bounds[1]), int(bounds[2]) + 1))
-    return [
-        name for number in numbers for name in _names(pattern[: bounds.start()] + number + pattern[bounds.end() :])
-    ]
+    before, after = pattern[: bounds.start()], pattern[bounds.end() :]
+    return [name for number in numbers for name in _names(before + number + after)]
 
 
 def _log(reports: list[dict[str, Any]]) -> None:
@@ -107,14 +104,6 @@ def _log(reports: list[dict[str, Any]]) -> None:
             logger.warning(
                 f"{len(names)} of {found} samples have no usable {lack} and are left out, the first one: {names[0]}"
             )
-
-
-def _each(function, shards: list[str]) -> list:
-    num_processes = min(os.cpu_count(), len(shards) // SHARDS_WORTH_A_PROCESS)
-    if num_processes < 2:
-        return [function(shard) for shard in shards]
-    with multiprocessing.Pool(num_processes) as pool:
-        return pool.map(function, shards, chunksize=1)
 
 
 def _index_paths(shard: str) -> list[Path]:
@@ -141,19 +130,22 @@ def _kept_index(shard: str) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def _make_indexes(shards: list[str]) -> list[tuple[Path | None, dict[str, Any]]]:
+    num_processes = min(os.cpu_count(), len(shards) // SHARDS_WORTH_A_PROCESS)
+    if num_processes < 2:
+        return [_make_index(shard) for shard in shards]
+    with multiprocessing.Pool(num_processes) as pool:
+        return pool.map(_make_index, shards, chunksize=1)
+
+
 def _make_index(shard: str) -> tuple[Path | None, dict[str, Any]]:
     try:
         identity = _identity(shard)
         rows, report = _walk(shard, identity["size"])
     except OSError as error:
-        # Not kept: the disk or the permissions may be better next time, and the file's size and time the same.
+        # This is not kept: next time the disk or the permissions may be better, with the same size and time of the file.
         problem = f"cannot be read ({error.strerror or error})"
-        return None, {
-            "path": shard,
-            "problem": problem,
-            "num_samples": 0,
-            "left_out": {"image": [], "caption": []},
-        }
+        return None, {"path": shard, "problem": problem, "num_samples": 0, "left_out": {"image": [], "caption": []}}
     report = {**identity, **report, "num_samples": len(rows)}
     table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
     table = table.replace_schema_metadata({**table.schema.metadata, b"shard": json.dumps(report).encode()})
@@ -166,7 +158,7 @@ def _make_index(shard: str) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _write(table: pa.Table, path: Path) -> Path:
-    # Under another name first: processes of several nodes may write it at once, and a run may be killed.
+    # It gets another name first: processes of several nodes may write it at once, and a run may be killed.
     unfinished = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}")
     try:
         with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
@@ -178,7 +170,7 @@ def _write(table: pa.Table, path: Path) -> Path:
 
 
 def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of a shard, and what is wrong with it: `problem` and the keys of the samples `left_out`."""
+    """The rows of a shard, and its faults: the `problem` that ends it early and the keys of the samples `left_out`."""
     samples: dict[str, dict[str, Any]] = {}
     problem = None
     with open(shard, "rb") as file:
@@ -190,12 +182,12 @@ def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, A
                     raise EOFError(f"in the middle of {_unicode(member.name)}")
                 if member.isreg() and not member.issparse():
                     _add_member(samples, member, file)
-            # tarfile takes anything that is no header for the end; the end is a block of zeros.
+            # tarfile takes anything that is no header for the end. The true end is a block of zeros.
             file.seek(tar.offset)
             rest = file.read(LARGEST_PADDING)
             if rest[: tarfile.BLOCKSIZE] != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise EOFError("without the mark of an archive's end")
-            # A hole of a download, or two archives in one file.
+            # More behind it is a hole in a download, or a second archive in the file.
             if rest.strip(tarfile.NUL) or tar.offset + len(rest) < file_size:
                 raise EOFError(f"at byte {tar.offset} of {file_size}")
         except OSError:
