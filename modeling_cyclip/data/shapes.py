@@ -1,9 +1,9 @@
-"""Draws the quickstart's data: captioned pictures of shapes, with some shape-colour pairs kept for the test.
+"""Draws the quickstart's data: captioned pictures of shapes. Some pairs of a colour and a shape are kept for the test.
 
     python -m modeling_cyclip.data.shapes outputs/quickstart/data
 
-The training pictures never show a held-out pair, such as a purple star, but show purple and show stars: naming such a
-picture takes putting the two together.
+The training pictures show every colour and every shape, but never a held-out pair, such as an orange diamond. To name a
+picture of such a pair, a model must put the two together.
 """
 
 import random
@@ -53,7 +53,7 @@ HELD_OUT = set(zip(COLOURS, [*SHAPES[2:], *SHAPES[:2]], strict=True))
 
 
 def draw(scene: dict[str, str], generator: random.Random) -> PILImage.Image:
-    """A picture of `SIDE` pixels squared; where the scene leaves freedom, the generator decides."""
+    """A picture of `SIDE` pixels squared. The generator decides what the scene leaves open."""
     image = PILImage.new("RGB", (SIDE, SIDE), BACKGROUNDS[scene["background"]])
     side = generator.randint(*SIZES[scene["size"]])
     vertical, horizontal = scene["position"].split()
@@ -79,7 +79,7 @@ def draw(scene: dict[str, str], generator: random.Random) -> PILImage.Image:
 def scenes(
     pairs: list[tuple[str, str]], num_scenes: int, seed: int
 ) -> Iterator[tuple[dict[str, str], PILImage.Image]]:
-    """Scenes of the given colour-shape pairs in turn, everything else at random."""
+    """Scenes and their pictures: the given pairs of colour and shape in turn, everything else at random."""
     generator = random.Random(seed)
     for number in range(num_scenes):
         colour, shape = pairs[number % len(pairs)]
