@@ -14,8 +14,9 @@ MIN_VOCAB_SIZE = 2 * 256 + len(SPECIAL_TOKENS)
 def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
     r"""
     Trains CLIP's lower-cased byte-level BPE. The vocabulary is laid out like OpenAI's: all 256 bytes, all bytes that end a
-    word, the merges, then start and end of text. So no text is unknown (the unknown token is end of text, at which the
-    text feature is read), and end of text has the highest id, which both ways of finding it in a CLIP model rely on.
+    word, the merges, then start and end of text. So every text has tokens, and none is taken for the unknown token, which
+    is end of text, where the model reads the text feature. End of text has the highest id, on which both ways of finding
+    it in a CLIP model rely.
 
     Args:
         captions (`Iterable[str]`):
@@ -49,14 +50,10 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:
-    r"""
-    Refuses a tokenizer whose end-of-text token is not where the model reads the text feature.
-
-    A CLIP model of transformers reads it at the first `eos_token_id`, but takes the value 2 for a configuration from
-    before that rule and reads at the highest id of the sequence instead.
-
-    Raises:
-        `ValueError`: ids beyond the model's embeddings, or an end-of-text token that the model would not find.
+    """
+    Raises a `ValueError` where ids exceed the model's embeddings, or where the model would not find the end-of-text token,
+    at which it reads the text feature. A CLIP model of transformers reads it at the first `eos_token_id`. But it takes the
+    value 2 for a configuration from before that rule, and reads at the highest id of the sequence instead.
     """
     text_config = config.text_config
     if tokenizer.eos_token_id is None:
