@@ -1,11 +1,11 @@
-"""The model and its processor, from a checkpoint or from scratch."""
+"""Builds a model and its processor, from a checkpoint or from scratch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoTokenizer, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPProcessor, PreTrainedConfig
 from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available
 
@@ -18,31 +18,19 @@ from .modeling_cyclip_resnet import CyCLIPResNetModel
 
 @dataclass
 class ModelArguments:
-    """Which model is trained: a checkpoint, a config.json, or one of the named sizes from scratch."""
+    """Which model is trained: a checkpoint, or from scratch a config.json or one of the named sizes."""
 
-    model_name_or_path: str | None = HfArg(
-        default=None, help="Checkpoint to go on from, a CyCLIP one or any CLIP: a folder or a Hub id."
-    )
-    config_name: str | None = HfArg(
-        default=None, help="config.json (or its folder, or a Hub id) of a model to train from scratch."
-    )
+    model_name_or_path: str | None = HfArg(default=None, help="CLIP checkpoint to start from: a folder or a Hub id.")
+    config_name: str | None = HfArg(default=None, help="config.json (file, folder or Hub id) to train from scratch.")
     model_size: str | None = HfArg(
         default=None, help="Named size to train from scratch: nano, tiny, small, base-32, base-16, large-14 or rn50."
     )
-    image_size: int | None = HfArg(
-        default=None, help="Side of the images in pixels, for a named size (default: the size's own)."
-    )
-    patch_size: int | None = HfArg(
-        default=None, help="Side of a patch in pixels, for a named size (default: the size's own)."
-    )
+    image_size: int | None = HfArg(default=None, help="Side of an image in pixels. Default: that of --model_size.")
+    patch_size: int | None = HfArg(default=None, help="Side of a patch in pixels. Default: that of --model_size.")
     tokenizer_name: str | None = HfArg(
-        default=None,
-        help="Tokenizer, a folder or a Hub id. Default: the checkpoint's, or from scratch a CLIP tokenizer trained "
-        "on the captions.",
+        default=None, help="Tokenizer, folder or Hub id. Default: the checkpoint's, or one trained on the captions."
     )
-    vocab_size: int = HfArg(
-        default=49408, help="Largest vocabulary of a tokenizer trained on the captions (at least 514)."
-    )
+    vocab_size: int = HfArg(default=49408, help="Size limit of a tokenizer trained on the captions, at least 514.")
     inmodal_cyclic_weight: float | None = HfArg(
         default=None, help="Weight of the in-modal term, lambda 1 (default: the checkpoint's, or 0.25)."
     )
@@ -50,28 +38,19 @@ class ModelArguments:
         default=None, help="Weight of the cross-modal term, lambda 2 (default: the checkpoint's, or 0.25)."
     )
     cyclic_reference_batch_size: int | None = HfArg(
-        default=None, help="Batch the two weights were chosen for; scales them by it over the batch (default: off)."
+        default=None,
+        help="Batch size R that both weights were chosen for: multiplies them by R / batch (default: off).",
     )
     freeze_vision: bool = HfArg(default=False, help="Keep the vision tower and its projection as they are.")
     freeze_text: bool = HfArg(default=False, help="Keep the text tower and its projection as they are.")
     attn_implementation: str | None = HfArg(
         default=None, help="Attention by eager, sdpa or flash_attention_2 (default: transformers' choice, sdpa)."
     )
-    lora_rank: int | None = HfArg(
-        default=None, help="Train adapters of this rank (LoRA) instead of the checkpoint's weights."
-    )
-    lora_alpha: float | None = HfArg(
-        default=None, help="Adapters count alpha / rank times (default: the rank, so once)."
-    )
-    lora_towers: list[str] | None = HfArg(
-        default=None, help="Towers that get adapters, vision, text or both (default: both)."
-    )
-    merge_lora: bool = HfArg(
-        default=False, help="Save the checkpoint with the adapters added to its weights, not the adapters alone."
-    )
-    license: str | None = HfArg(
-        default=None, help="The Hub's identifier of the weights' licence, for the model card, such as apache-2.0."
-    )
+    lora_rank: int | None = HfArg(default=None, help="Train LoRA adapters of this rank, not the checkpoint's weights.")
+    lora_alpha: float | None = HfArg(default=None, help="Adapters are scaled by alpha / rank (default: the rank).")
+    lora_towers: list[str] | None = HfArg(default=None, help="Towers with adapters: vision, text (default: both).")
+    merge_lora: bool = HfArg(default=False, help="Save a checkpoint with the adapters merged in, not them alone.")
+    license: str | None = HfArg(default=None, help="Licence of the weights for the model card, such as apache-2.0.")
 
     def __post_init__(self):
         check_cyclic_terms(
@@ -96,7 +75,7 @@ class ModelArguments:
 
     @property
     def saves_adapter(self) -> bool:
-        """Whether the output folder gets an adapter, and not a checkpoint."""
+        """Whether the output folder gets an adapter instead of a checkpoint."""
         return self.lora_rank is not None and not self.merge_lora
 
     def _check_lora(self) -> None:
@@ -114,64 +93,40 @@ class ModelArguments:
         self.freeze_vision, self.freeze_text = (tower not in self.lora_towers for tower in ("vision", "text"))
 
 
-def _size(
-    vision_width: int,
-    vision_layers: int,
-    patch_size: int,
-    image_size: int,
-    text_width: int,
-    text_layers: int,
-    dim: int,
-) -> dict:
-    # 64 wide heads as in CLIP, 32 where a tower would have fewer than four of them.
-    vision_heads, text_heads = (width // (64 if width >= 256 else 32) for width in (vision_width, text_width))
-    return {
-        "projection_dim": dim,
-        "vision_config": {
-            "hidden_size": vision_width,
-            "intermediate_size": 4 * vision_width,
-            "num_hidden_layers": vision_layers,
-            "num_attention_heads": vision_heads,
-            "patch_size": patch_size,
-            "image_size": image_size,
-            "projection_dim": dim,
-        },
-        "text_config": {
-            "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": text_heads,
-            "projection_dim": dim,
-        },
-    }
+def _tower(width: int, layers: int, dim: int, **values: int) -> dict[str, int]:
+    # Heads are 64 wide as in CLIP, or 32 where a tower would have fewer than four of them.
+    heads = width // (64 if width >= 256 else 32)
+    tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    return {**tower, "num_attention_heads": heads, "projection_dim": dim, **values}
 
 
-# Vision width, layers, patch, image; text width, layers; joint dimension. base and large are OpenAI's ViTs (Radford et
-# al., 2021, table 20); tiny and small are the towers of Touvron et al. (2021) with text towers to match.
+# base and large are OpenAI's ViTs (Radford et al., 2021, table 20). tiny and small are the vision towers of Touvron et al.
+# (2021), with text towers of the same width.
 MODEL_SIZES = {
-    "nano": _size(128, 4, 8, 64, 128, 2, 128),
-    "tiny": _size(192, 12, 16, 224, 192, 6, 256),
-    "small": _size(384, 12, 16, 224, 384, 12, 384),
-    "base-32": _size(768, 12, 32, 224, 512, 12, 512),
-    "base-16": _size(768, 12, 16, 224, 512, 12, 512),
-    "large-14": _size(1024, 24, 14, 224, 768, 12, 768),
+    name: {
+        "projection_dim": dim,
+        "vision_config": _tower(vision_width, vision_layers, dim, patch_size=patch_size, image_size=image_size),
+        "text_config": _tower(text_width, text_layers, dim),
+    }
+    for name, vision_width, vision_layers, patch_size, image_size, text_width, text_layers, dim in (
+        ("nano", 128, 4, 8, 64, 128, 2, 128),
+        ("tiny", 192, 12, 16, 224, 192, 6, 256),
+        ("small", 384, 12, 16, 224, 384, 12, 384),
+        ("base-32", 768, 12, 32, 224, 512, 12, 512),
+        ("base-16", 768, 12, 16, 224, 512, 12, 512),
+        ("large-14", 1024, 24, 14, 224, 768, 12, 768),
+    )
 }
 
-# The paper's: CLIP's ResNet-50, whose configuration is the default of CyCLIPResNetConfig.
+# The paper's model: CLIP's ResNet-50, which is the default of CyCLIPResNetConfig.
 RESNET_SIZE = "rn50"
 
 
 def build_model_and_processor(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, CLIPProcessor]:
-    r"""
-    Args:
-        args ([`ModelArguments`]):
-            Which model.
-        captions (`Iterable[str]`):
-            Read only where a tokenizer is trained.
-
-    Raises:
-        `ValueError`: a size or an attention that does not exist, a tokenizer that does not fit the model, an adapter as
-        checkpoint, or a tower that takes no LoRA.
+    """
+    The model and its processor. The captions are read only if a tokenizer is trained. Raises a `ValueError` for a size or
+    an attention that does not exist, a tokenizer that does not fit the model, an adapter instead of a checkpoint, or a
+    tower without the layers that LoRA needs.
     """
     model, processor = _build(args, captions)
     if args.attn_implementation is not None:
@@ -194,7 +149,7 @@ def _freeze(*modules: nn.Module) -> None:
 
 
 def _into_evaluation_mode(module: nn.Module, _) -> None:
-    # The Trainer puts all of the model into training mode, in which batch norms move and dropout draws.
+    # The Trainer puts the whole model into training mode, where batch norms move and dropout is active.
     module.eval()
 
 
@@ -230,9 +185,11 @@ def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, 
     else:
         tokenizer = train_tokenizer(captions, args.vocab_size, text_config.max_position_embeddings)
     if args.model_size is not None or args.tokenizer_name is None:
-        _fit_vocabulary(text_config, tokenizer)
+        text_config.vocab_size = len(tokenizer)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(text_config, name, getattr(tokenizer, name))
     check_tokenizer(tokenizer, config)
-    # Imported only where it is made: without torchvision, transformers says at every import what it does instead.
+    # Imported only here, since without torchvision transformers logs a line at this import.
     from transformers import CLIPImageProcessor
 
     image_size = config.vision_config.image_size
@@ -263,21 +220,11 @@ def _scratch_config(args: ModelArguments, weights: dict) -> CyCLIPConfig:
         sizes = ", ".join((*MODEL_SIZES, RESNET_SIZE))
         raise ValueError(f"--model_size {args.model_size} does not exist; there are {sizes}.")
     size = MODEL_SIZES[args.model_size]
-    vision_config = dict(size["vision_config"])
-    if args.image_size is not None:
-        vision_config["image_size"] = args.image_size
-    if args.patch_size is not None:
-        vision_config["patch_size"] = args.patch_size
+    given = {name: getattr(args, name) for name in ("image_size", "patch_size") if getattr(args, name) is not None}
+    vision_config = {**size["vision_config"], **given}
     if vision_config["image_size"] % vision_config["patch_size"]:
         raise ValueError(
             f"Images of {vision_config['image_size']} pixels do not divide into patches of {vision_config['patch_size']}: "
             "set --image_size and --patch_size."
         )
     return CyCLIPConfig(**{**size, "vision_config": vision_config}, **weights)
-
-
-def _fit_vocabulary(text_config, tokenizer: PreTrainedTokenizerBase) -> None:
-    text_config.vocab_size = len(tokenizer)
-    text_config.bos_token_id = tokenizer.bos_token_id
-    text_config.eos_token_id = tokenizer.eos_token_id
-    text_config.pad_token_id = tokenizer.pad_token_id

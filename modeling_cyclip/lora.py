@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2021): low-rank additions to a checkpoint's attention projections train, all else stays as it is."""
+"""LoRA (Hu et al., 2021): trains low-rank additions to the attention projections of a checkpoint, and nothing else."""
 
 import logging
 import os
@@ -18,23 +18,15 @@ from .trainer import CyCLIPTrainer
 
 logger = logging.getLogger(__name__)
 
-# peft's prefix of the names in an adapter's file.
+# peft puts this before the names in an adapter's file.
 PREFIX = "base_model.model."
 
 
 def add_lora(model: CyCLIPModel, args: ModelArguments) -> None:
-    r"""
-    Puts adapters beside the query, key, value and output projections of every attention layer. They alone train; the
-    model keeps its class, and until they train its outputs.
-
-    Args:
-        model ([`CyCLIPModel`]):
-            The checkpoint's model, which is changed.
-        args ([`ModelArguments`]):
-            Rank, alpha and towers.
-
-    Raises:
-        `ValueError`: a tower without attention layers (CLIP's ResNet).
+    """
+    Puts adapters beside the query, key, value and output projections of every attention layer. Only the adapters train.
+    The model keeps its class, and its outputs stay the same until then. Raises a `ValueError` for a tower without
+    attention layers (CLIP's ResNet).
     """
     towers = "|".join(args.lora_towers)
     config = LoraConfig(
@@ -62,12 +54,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 class LoraTrainer(CyCLIPTrainer):
-    r"""
-    A [`CyCLIPTrainer`] that saves and resumes adapters in peft's format, without the weights beside which they train.
-
-    Raises:
-        `ValueError`: FSDP, or (from `train`) a checkpoint whose adapters are of another shape.
-    """
+    """A [`CyCLIPTrainer`] that saves and resumes only the adapters, in peft's format."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -77,7 +64,7 @@ class LoraTrainer(CyCLIPTrainer):
             )
 
     def merge(self) -> None:
-        """Adds the adapters to the weights: the model, and what is saved from here on, is as if there had been none."""
+        """Adds the adapters to the weights. From then on the model is, and saves, a checkpoint without adapters."""
         for name, layer in lora_layers(self.model).items():
             layer.merge(safe_merge=True)
             self.model.set_submodule(name, layer.get_base_layer())
@@ -88,7 +75,7 @@ class LoraTrainer(CyCLIPTrainer):
         if not lora_layers(self.model):
             super()._save(output_dir, state_dict)
             if self.args.should_save:
-                # transformers would put adapters that lie beside a model onto it once more.
+                # transformers adds adapters that lie beside a model to it, so they would count twice.
                 for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
                     Path(output_dir, name).unlink(missing_ok=True)
         elif self.args.should_save:

@@ -12,20 +12,20 @@ from transformers.training_args import SchedulerType
 @dataclass
 class CyCLIPTrainingArguments(TrainingArguments):
     r"""
-    [`~transformers.TrainingArguments`] with the paper's optimizer as defaults (AdamW, 5e-4, weight decay 0.1, cosine, no
-    clipping) and what a contrastive loss needs. The weights of the cyclic terms belong to the model: see
+    [`~transformers.TrainingArguments`] for a contrastive loss. The defaults are the paper's optimizer: AdamW, learning
+    rate 5e-4, weight decay 0.1, cosine schedule, no clipping. The weights of the cyclic terms belong to the model: see
     [`CyCLIPConfig`].
 
     Args:
         cyclic_warmup_ratio (`float`, *optional*, defaults to 0.0):
-            Share of the training, in [0, 1], over which both cyclic weights rise linearly from zero. 0 is the paper's:
-            full weights from the first step, which can keep a small model from learning at all.
+            Share of the training, in [0, 1], over which both cyclic weights rise linearly from zero. With 0, as in the
+            paper, the weights are full from the first step, which can keep a small model from learning at all.
         gradient_cache_chunk_size (`int`, *optional*):
-            Pairs that are embedded at once. The step then sees the same contrastive batch, with exactly its gradients, at
-            the memory of a chunk and the time of one more forward pass. `None` embeds the whole batch at once.
+            Number of pairs embedded at once. The contrastive batch and its gradients stay exactly the same. The step
+            needs the memory of a chunk and the time of one more forward pass. `None` embeds the whole batch at once.
         no_duplicate_captions (`bool`, *optional*, defaults to `True`):
-            Whether two samples with the same caption are kept out of one batch, where they would be negatives of each
-            other. Takes a `datasets.Dataset` with enough different captions; where there are too few, a warning says so.
+            Whether to keep samples with the same caption out of one batch, where they would be negatives of each other.
+            This needs a `datasets.Dataset` with enough different captions. If there are too few, a warning says so.
         vision_learning_rate (`float`, *optional*):
             Peak learning rate of the vision tower and its projection. `None` takes `learning_rate`.
         text_learning_rate (`float`, *optional*):
@@ -33,33 +33,28 @@ class CyCLIPTrainingArguments(TrainingArguments):
     """
 
     learning_rate: float = HfArg(default=5e-4, help="Peak learning rate (paper: 5e-4).")
-    weight_decay: float = HfArg(
-        default=0.1, help="Weight decay of weights and embeddings; norms, biases and logit_scale have none."
-    )
+    weight_decay: float = HfArg(default=0.1, help="Weight decay; norms, biases and logit_scale have none.")
     lr_scheduler_type: SchedulerType | str = HfArg(default="cosine", help="Learning rate schedule after the warm-up.")
-    max_grad_norm: float = HfArg(default=0.0, help="Gradient clipping; 0, as in the paper, is none.")
+    max_grad_norm: float = HfArg(default=0.0, help="Gradient clipping. 0, as in the paper, does not clip.")
     per_device_train_batch_size: int = HfArg(
-        default=128, help="Pairs a device: the contrastive batch is this times the number of processes."
+        default=128, help="Pairs per device. The contrastive batch is this times the number of processes."
     )
     per_device_eval_batch_size: int | None = HfArg(
-        default=None, help="Pairs a device in evaluation. Default: the training batch, since eval_loss depends on it."
+        default=None, help="Pairs per device in evaluation. Default: as in training, since eval_loss depends on it."
     )
-    logging_steps: float = HfArg(default=10, help="Log every so many steps (below 1: share of the run).")
+    logging_steps: float = HfArg(default=10, help="Steps between two logs (below 1: a share of the run).")
     hub_strategy: HubStrategy | str = HfArg(
         default="end",
-        help="With --push_to_hub: end publishes the finished model and no pickles; every_save, checkpoint and "
-        "all_checkpoints also upload the whole output folder at every save, as transformers does, with the pickle "
-        "training_args.bin and, the last two, optimizer states.",
+        help="With --push_to_hub: end publishes only the finished model, without pickles. every_save, checkpoint and "
+        "all_checkpoints also upload the whole output folder at every save, as transformers does. It holds the pickle "
+        "training_args.bin; the last two add optimizer states.",
     )
-    remove_unused_columns: bool = HfArg(
-        default=False, help="Must stay off: the collator reads the columns image and caption."
-    )
+    remove_unused_columns: bool = HfArg(default=False, help="Must stay off: the collator reads image and caption.")
     cyclic_warmup_ratio: float = HfArg(
-        default=0.0,
-        help="Share of the training over which the cyclic weights rise linearly from zero (0: the paper's).",
+        default=0.0, help="Share of the training over which the cyclic weights rise linearly from zero (paper: 0)."
     )
     gradient_cache_chunk_size: int | None = HfArg(
-        default=None, help="Embed this many pairs at once: the memory of a chunk, the gradients of the whole batch."
+        default=None, help="Pairs embedded at once: the memory of these, but the gradients of the whole batch."
     )
     no_duplicate_captions: bool = HfArg(default=True, help="Keep two samples with the same caption out of one batch.")
     vision_learning_rate: float | None = HfArg(
@@ -109,6 +104,3 @@ class CyCLIPTrainingArguments(TrainingArguments):
             )
         if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
             raise ValueError(f"`gradient_cache_chunk_size` must be at least 1, got {self.gradient_cache_chunk_size}.")
-
-
-__all__ = ["CyCLIPTrainingArguments"]
