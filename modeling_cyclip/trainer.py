@@ -1,4 +1,4 @@
-"""The Trainer: transformers' own, with one contrastive batch a step and the parts of the loss in the log."""
+"""transformers' Trainer with one contrastive batch per step and the parts of the loss in the log."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -44,11 +44,11 @@ class CyCLIPTrainer(Trainer):
     r"""
     Trains a [`CyCLIPModel`] on image-caption pairs.
 
-    The log of a step shows the loss, its three parts (unweighted, averaged since the last log), `logit_scale` (the
-    multiplier), the learning rate, and of the last batch the image-to-text and text-to-image recall@1, the mean pairwise
-    cosine of images and of captions, and the share of repeated captions. Signs in it that the training goes wrong are
-    warned of, once. `broken_images` counts the rows left out so far, each of which is named by a warning. An evaluation
-    reports `eval_loss` and its parts.
+    A log shows the loss and its three parts (unweighted, averaged since the last log), `logit_scale` (the multiplier) and
+    the learning rate. Of the last batch it shows image-to-text and text-to-image recall@1, the mean pairwise cosines of
+    images and of captions, and the share of repeated captions. A warning says once if these show that the training goes
+    wrong. `broken_images` counts the rows left out so far; a warning names each of them. An evaluation reports
+    `eval_loss` and its parts.
 
     Args:
         model ([`CyCLIPModel`]):
@@ -56,10 +56,10 @@ class CyCLIPTrainer(Trainer):
         args ([`CyCLIPTrainingArguments`]):
             The arguments.
         train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`, *optional*):
-            Rows with `image` (PIL image, `{"bytes", "path"}` or file name) and `caption` (a string, or a list of which
-            one is drawn each epoch), read by index. A table with a column `shard` is read from few shards at a time.
+            Rows with `image` (PIL image, `{"bytes", "path"}` or file name) and `caption` (a string, or a list from which
+            each epoch draws one), read by index. A table with a column `shard` is read from few shards at a time.
         eval_dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or `dict`, *optional*):
-            Rows of the same form; of several captions the first is taken.
+            Rows of the same form. The first of several captions is used.
         processing_class ([`~transformers.CLIPProcessor`], *optional*):
             Tokenizer and image processor, saved with every checkpoint.
         data_collator (`Callable`, *optional*):
@@ -67,17 +67,16 @@ class CyCLIPTrainer(Trainer):
         callbacks (`list[TrainerCallback]`, *optional*):
             Further callbacks.
         extra_metrics (`Callable`, *optional*):
-            Given the model, computes further metrics of every evaluation by name (without the prefix `eval`), also
-            without an `eval_dataset`. All processes call it. The metrics are there before the log, so that they serve as
-            `metric_for_best_model`.
+            Computes further metrics of every evaluation, also without an `eval_dataset`. It takes the model and returns
+            numbers by name, without the prefix `eval`. All processes call it. `metric_for_best_model` can name them.
         augment (`Callable`, *optional*):
-            Given an image, a caption and a `random.Random`, makes a second view of both: the loss then has its in-modal
-            contrastive term, logged as `inmodal_contrastive_loss`. It runs in the dataloader's workers. Evaluation has no
-            second view.
+            Makes a second view of an image and its caption, given both and a `random.Random`. The loss then has its
+            in-modal contrastive term, logged as `inmodal_contrastive_loss`. It runs in the dataloader's workers, and not
+            in evaluation.
         run_arguments (`dict`, *optional*):
-            Dataclasses of the arguments that the run was given besides `args`: `model` and `data`, for its record.
+            Dataclasses of the run's other arguments, `model` and `data`, for its record.
         kwargs (*optional*):
-            What [`~transformers.Trainer`] takes besides.
+            Further arguments of [`~transformers.Trainer`].
 
     Example:
 
@@ -119,7 +118,7 @@ class CyCLIPTrainer(Trainer):
         self.extra_metrics, self.augment, self.run_arguments = extra_metrics, augment, run_arguments or {}
         self._pending_metrics: dict[str, float] = {}
         if eval_dataset is None and extra_metrics is not None:
-            eval_dataset = {}  # transformers refuses to evaluate without a set; this one has no pairs
+            eval_dataset = {}  # transformers refuses to evaluate without a dataset
         super().__init__(
             model=model,
             args=args,
@@ -134,7 +133,7 @@ class CyCLIPTrainer(Trainer):
             make_logit_scale_one_dimensional(model)
         self._sampled_dataset = None
         if train_dataset is not None:
-            self._get_train_sampler()  # says at once if the set is too small
+            self._get_train_sampler()  # raises at once if the dataset is too small
         self.broken_images = BrokenImages("training")
         self._broken_images_by_evaluation: dict[str, BrokenImages] = {}
         self._train_parts = _WeightedMean()
@@ -142,17 +141,17 @@ class CyCLIPTrainer(Trainer):
     def _get_dataloader(
         self, dataset: Dataset, description: str, *args, is_training: bool = False, **kwargs
     ) -> DataLoader:
-        # How small a JPEG may be decoded is known to who processes the images.
+        # The collator knows down to which size a JPEG may be decoded.
         min_image_size = getattr(self.data_collator, "min_image_size", None)
         samples = CaptionedSamples(dataset, self._data_seed(), min_image_size, self.augment if is_training else None)
         return super()._get_dataloader(samples, description, *args, is_training=is_training, **kwargs)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
-        # The one place where transformers lets a dataset have a collator of its own.
+        # This is the only place where transformers lets a dataset have its own collator.
         return SampleCollator(data_collator)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
-        """The sampler of [`CaptionedSamples`]; made once for a set, since it may have to read all captions."""
+        """The sampler of the training set. It is made once for each set, since it may have to read all captions."""
         if self._sampled_dataset is not self.train_dataset:
             self._train_sampler = make_train_sampler(
                 self.train_dataset,
@@ -167,7 +166,7 @@ class CyCLIPTrainer(Trainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        # transformers would take the one with the highest number, cut off or not.
+        # transformers would take the checkpoint with the highest number, even if it was cut off.
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -187,15 +186,12 @@ class CyCLIPTrainer(Trainer):
         return decay_parameter_names(model)
 
     def cyclic_weight_factor(self) -> float:
-        """Factor of the cyclic weights at this step: rises from 0 to 1 over `cyclic_warmup_ratio` of the training."""
+        """Factor of the cyclic weights at this step. It rises from 0 to 1 over `cyclic_warmup_ratio` of the training."""
         warmup_steps = self.args.cyclic_warmup_ratio * self.state.max_steps
         return min(1.0, self.state.global_step / warmup_steps) if warmup_steps > 0 else 1.0
 
     def training_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        num_items_in_batch: Tensor | None = None,
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None = None
     ) -> Tensor:
         if self.args.gradient_cache_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -228,23 +224,19 @@ class CyCLIPTrainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _remember(
-        self,
-        parts: Mapping[str, Tensor],
-        image_embeds: Tensor,
-        text_embeds: Tensor,
-        inputs: dict[str, Tensor],
+        self, parts: Mapping[str, Tensor], image_embeds: Tensor, text_embeds: Tensor, inputs: dict[str, Tensor]
     ) -> None:
-        """Keeps what the next log reports, without a copy to the host."""
+        """Keeps what the next log reports, without copying it to the host."""
         self._train_parts.add({name: parts.get(name) for name in LOSS_PARTS}, weight=1)
         self._last_embeds = image_embeds.detach(), text_embeds.detach()
         self._last_captions = inputs["input_ids"], inputs.get("attention_mask")
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        # What the samples tell the Trainer is no input of the model.
+        # The samples' messages to the Trainer are not inputs of the model.
         account = self.broken_images if self.model.training else self._broken_eval_images
         account.meet(inputs.pop("broken_images", {}))
         self._sample_index = inputs.pop("sample_index", None)
-        # Contrastive collators of transformers' examples say so; here it always is.
+        # Collators of transformers' contrastive examples set this, but here the loss is always returned.
         inputs.pop("return_loss", None)
         return super()._prepare_inputs(inputs)
 
@@ -269,7 +261,7 @@ class CyCLIPTrainer(Trainer):
         self._record(output_dir)
 
     def _record(self, output_dir: str | None) -> None:
-        """Writes what the run was told beside what it saves, for the card."""
+        """Writes the run's record beside the saved model, for the card."""
         write_run_record(
             output_dir or self.args.output_dir, self.args, self.model, self.train_dataset, **self.run_arguments
         )
@@ -279,13 +271,12 @@ class CyCLIPTrainer(Trainer):
         checkpoint = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
             mark_incomplete(checkpoint)
-        # Older checkpoints must outlive the writing of this one.
+        # Older checkpoints must stay until this one is complete.
         save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
             self._complete(checkpoint)
-        # torch and safetensors raise nearly anything when a disk is full.
-        except Exception as error:
+        except Exception as error:  # torch and safetensors raise many kinds of errors when a disk is full
             if is_complete(checkpoint):
                 raise
             raise RuntimeError(
@@ -314,7 +305,7 @@ class CyCLIPTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        # Each of several sets has an evaluation of its own, inside this one, that names the set.
+        # With several datasets, this call makes one evaluation for each, which passes it as `eval_dataset`.
         if self.extra_metrics is not None and eval_dataset is None:
             with self.compute_loss_context_manager():
                 metrics = self.extra_metrics(self.model)
@@ -345,7 +336,7 @@ class CyCLIPTrainer(Trainer):
         self._eval_rows_seen: set[int] = set()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         self._broken_eval_images.report()
-        # transformers averages batches as if all were full; these are means over pairs.
+        # transformers averages over batches as if all were full. These are means over pairs.
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_parts.drain().items()})
         output.metrics.update(self._take_pending_metrics())
         return output
@@ -357,23 +348,23 @@ class CyCLIPTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, None, None]:
-        """The loss of the batch of all processes, in which every row of the dataset counts once."""
+        """The loss of the batch of all processes. Every row of the dataset counts once."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        embeds = outputs.image_embeds, outputs.text_embeds
-        # Repeats pad the last batch to one length over the processes, and replace broken images.
-        *embeds, sample_index = self.accelerator.gather((*embeds, self._sample_index))
+        *embeds, sample_index = self.accelerator.gather(
+            (outputs.image_embeds, outputs.text_embeds, self._sample_index)
+        )
+        # Rows repeat where they pad the last batch to the same length in all processes or replace broken images.
         kept = []
         for position, index in enumerate(sample_index.tolist()):
             if index not in self._eval_rows_seen:
                 self._eval_rows_seen.add(index)
                 kept.append(position)
-        image_embeds, text_embeds = (tensor[kept] for tensor in embeds)
-        if len(image_embeds) == 0:
+        if not kept:
             return None, None, None
-        parts = self.model.compute_loss(image_embeds, text_embeds, outputs.logit_scale)
-        self._eval_parts.add(parts._asdict(), weight=len(image_embeds))
+        parts = self.model.compute_loss(*(tensor[kept] for tensor in embeds), outputs.logit_scale)
+        self._eval_parts.add(parts._asdict(), weight=len(kept))
         return parts.loss, None, None
 
     def create_model_card(
@@ -472,7 +463,7 @@ class CyCLIPTrainer(Trainer):
 
 
 class _WeightedMean:
-    """Means of named numbers over steps or batches, summed on the device so that no step waits for the host."""
+    """Means of named numbers over steps or batches. They are summed on the device, so that no step waits for the host."""
 
     def __init__(self):
         self.sums: dict[str, Tensor | float] = {}
@@ -493,7 +484,7 @@ class _WeightedMean:
 def _check(
     model: nn.Module, args: CyCLIPTrainingArguments, datasets: Iterable[Dataset | None], options: Mapping[str, Any]
 ) -> None:
-    """Refuses, before work starts, what would not train or would train something else than was asked for."""
+    """Refuses, before any work, what would not train or would not train what was asked for."""
     if not isinstance(model, CyCLIPModel):
         raise ValueError(
             f"CyCLIPTrainer trains a CyCLIPModel, got a {type(model).__name__}. Open a CLIP checkpoint with "
@@ -520,23 +511,16 @@ def _check(
             "`vision_learning_rate` and `text_learning_rate` are for the optimizer that CyCLIPTrainer makes: give your own "
             "optimizer parameter groups at those rates."
         )
-    _check_processes(args)
-
-
-def _check_processes(args: CyCLIPTrainingArguments) -> None:
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process, each of which would see only its own negatives. Start one "
             f"process a GPU, `accelerate launch --num_processes {args.n_gpu} SCRIPT ...`, or show one GPU only, "
             "`CUDA_VISIBLE_DEVICES=0`."
         )
-    # On CPU `accelerate launch` sets the address of a process group, and starts one process without it.
+    # On CPU, `accelerate launch` sets the address of a process group but starts only one process.
     launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     if launched_on_cpu and "MASTER_ADDR" in os.environ and args.world_size == 1:
         raise ValueError(
             "`accelerate launch --cpu` was asked for several processes but starts one. Launch them with `torchrun "
             "--nproc_per_node N SCRIPT ... --use_cpu`."
         )
-
-
-__all__ = ["CyCLIPTrainer"]
