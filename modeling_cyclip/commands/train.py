@@ -6,6 +6,7 @@ cyclip train --model_size small --train_file pairs.csv --output_dir out
 
 import logging
 import sys
+from typing import NoReturn
 
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
@@ -23,15 +24,10 @@ from ..training_args import CyCLIPTrainingArguments
 from .train_checks import check_evaluation, check_output_folder, overfit_report, set_up_overfit_check
 
 
-def parse_arguments(
-    argv: list[str] | None = None,
-) -> tuple[ModelArguments, DataArguments, CyCLIPTrainingArguments]:
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, CyCLIPTrainingArguments]:
     """Which model, which pairs, and how to train."""
-    return parse_with_config(
-        (ModelArguments, DataArguments, CyCLIPTrainingArguments),
-        argv,
-        "Train CLIP with cyclic consistency on image-caption pairs.",
-    )
+    dataclass_types = (ModelArguments, DataArguments, CyCLIPTrainingArguments)
+    return parse_with_config(dataclass_types, argv, "Train CLIP with cyclic consistency on image-caption pairs.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,9 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str] | None = None) -> None:
     model_args, data_args, training_args = parse_arguments(argv)
-    logging.basicConfig(
-        format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S", handlers=[logging.StreamHandler()]
-    )
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     if training_args.should_log:
         transformers.utils.logging.set_verbosity_info()
         logging.getLogger("modeling_cyclip").setLevel(logging.INFO)
@@ -54,61 +48,23 @@ def run(argv: list[str] | None = None) -> None:
     try:
         if data_args.overfit_check is None:
             check_evaluation(data_args, training_args)
-            if model_args.saves_adapter and training_args.push_to_hub:
-                raise ValueError(
-                    "An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub."
-                )
             check_output_folder(model_args, training_args)
-        with training_args.main_process_first(desc="loading the data"):
-            train_dataset, eval_dataset = load_captioned_datasets(data_args)
-        if data_args.overfit_check is not None:
-            train_dataset = set_up_overfit_check(train_dataset, data_args.overfit_check, training_args)
-        model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
-        zero_shot = None
-        if data_args.eval_zero_shot is not None:
-            with training_args.main_process_first(desc="loading the set for zero-shot evaluation"):
-                zero_shot = ZeroShotMetrics(
-                    data_args.eval_zero_shot,
-                    processor,
-                    training_args.per_device_eval_batch_size,
-                    training_args.dataloader_num_workers,
-                )
-        trainer_class = CyCLIPTrainer
-        if model_args.lora_rank is not None:
-            from ..lora import LoraTrainer
-
-            trainer_class = LoraTrainer
-        trainer = trainer_class(
-            model=model,
-            args=training_args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processor,
-            extra_metrics=zero_shot,
-            augment=SecondView(data_args.synonyms) if data_args.inmodal_contrastive else None,
-            run_arguments={"model": model_args, "data": data_args},
-        )
-        if zero_shot is not None and trainer.is_fsdp_enabled:
-            raise ValueError("--eval_zero_shot does not go with FSDP, which runs no tower by itself. Leave it out.")
+        trainer = build_trainer(model_args, data_args, training_args)
     except (ValueError, HfHubHTTPError) as error:
         sys.exit(f"error: {error}")
-    if data_args.overfit_check is not None:
-        trainer.train()
-        memorised, report = overfit_report(trainer.state.log_history)
-        if trainer.is_world_process_zero():
-            print(f"\n{report}\n")
-        end_processes(trainer)
-        sys.exit(not memorised)
 
+    if data_args.overfit_check is not None:
+        run_overfit_check(trainer)
     resume_from = training_args.resume_from_checkpoint
     if resume_from is True:
+        # Without a checkpoint the training begins anew, so that one command line serves the first start and the next.
         resume_from = last_complete_checkpoint(training_args.output_dir)
     trainer.train(resume_from_checkpoint=resume_from)
     if model_args.merge_lora:
         trainer.merge()
     trainer.save_model(_internal_call=True)  # published below, with what belongs to it
     trainer.save_state()
-    if eval_dataset is not None or zero_shot is not None:
+    if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     if training_args.push_to_hub:
         try:
@@ -127,10 +83,54 @@ def run(argv: list[str] | None = None) -> None:
     end_processes(trainer)
 
 
+def build_trainer(
+    model_args: ModelArguments, data_args: DataArguments, training_args: CyCLIPTrainingArguments
+) -> CyCLIPTrainer:
+    """Loads the pairs, builds the model, and hands both to the Trainer that fits."""
+    with training_args.main_process_first(desc="loading the data"):
+        train_dataset, eval_dataset = load_captioned_datasets(data_args)
+    if data_args.overfit_check is not None:
+        train_dataset = set_up_overfit_check(train_dataset, data_args.overfit_check, training_args)
+    model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
+    zero_shot = None
+    if data_args.eval_zero_shot is not None:
+        batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
+        with training_args.main_process_first(desc="loading the set for zero-shot evaluation"):
+            zero_shot = ZeroShotMetrics(data_args.eval_zero_shot, processor, batch_size, num_workers)
+    trainer_class = CyCLIPTrainer
+    if model_args.lora_rank is not None:
+        from ..lora import LoraTrainer  # it needs peft
+
+        trainer_class = LoraTrainer
+    trainer = trainer_class(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        extra_metrics=zero_shot,
+        augment=SecondView(data_args.synonyms) if data_args.inmodal_contrastive else None,
+        run_arguments={"model": model_args, "data": data_args},
+    )
+    if zero_shot is not None and trainer.is_fsdp_enabled:
+        raise ValueError("--eval_zero_shot does not go with FSDP, which runs no tower by itself. Leave it out.")
+    return trainer
+
+
+def run_overfit_check(trainer: CyCLIPTrainer) -> NoReturn:
+    """Trains on the pairs of the check, reports, and exits with status 0 if they were memorised, or else 1."""
+    trainer.train()
+    memorised, report = overfit_report(trainer.state.log_history)
+    if trainer.is_world_process_zero():
+        print(f"\n{report}\n")
+    end_processes(trainer)
+    sys.exit(not memorised)
+
+
 def end_processes(trainer: CyCLIPTrainer) -> None:
     """
-    Closes the process group: one still open at exit can abort the process after all its work. The wrapper of the model
-    goes first, since it would wait for the group's threads, and they for Python.
+    Closes the process group, since one still open at exit can abort the process after all its work. The wrapper of the
+    model goes first: it would wait for the group's threads, and they for Python.
     """
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()

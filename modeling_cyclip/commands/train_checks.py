@@ -1,4 +1,4 @@
-"""What is asked before a training: whether it may write into its folder, has what it evaluates on, and can memorise a few pairs."""
+"""Checks before a training: its folder, its evaluation, and whether its model can memorise a few pairs."""
 
 import os
 from pathlib import Path
@@ -13,15 +13,12 @@ from ..training_args import CyCLIPTrainingArguments
 
 # The nano ViT of recipes/emoji.yaml finds all of 64 pairs after 300 steps.
 STEPS = 300
-# All but a few of the pairs are found in their batch.
+# The recall@1 within a batch that counts as memorised.
 MEMORISED_RECALL = 0.95
 
 
 def check_evaluation(data_args: DataArguments, training_args: CyCLIPTrainingArguments) -> None:
-    r"""
-    Raises:
-        `ValueError`: evaluations are asked for, but nothing to evaluate on.
-    """
+    """Refuses a run that shall evaluate but has nothing to evaluate on."""
     sets = data_args.validation_file, data_args.validation_split, data_args.validation_shards, data_args.eval_zero_shot
     if training_args.eval_strategy != "no" and not any(sets):
         raise ValueError(
@@ -31,11 +28,12 @@ def check_evaluation(data_args: DataArguments, training_args: CyCLIPTrainingArgu
 
 
 def check_output_folder(model_args: ModelArguments, training_args: CyCLIPTrainingArguments) -> None:
-    r"""
-    Raises:
-        `ValueError`: a folder that cannot be written to, one with the checkpoints of an earlier training that this one does
-        not go on from, or with a model where an adapter goes, or the reverse.
     """
+    Refuses to publish an adapter. Refuses a folder that cannot be written to, one with checkpoints of an earlier training
+    that this one does not go on from, and one with a model where an adapter goes, or the reverse.
+    """
+    if model_args.saves_adapter and training_args.push_to_hub:
+        raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
     folder = Path(training_args.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,12 +56,9 @@ def check_output_folder(model_args: ModelArguments, training_args: CyCLIPTrainin
 
 def set_up_overfit_check(train_dataset: Dataset, num_pairs: int, training_args: CyCLIPTrainingArguments) -> Dataset:
     """
-    The pairs of the check, the first N or all there are. Turns the arguments into those of the check: the pairs in one
-    batch where they fit, `STEPS` steps or the `--max_steps` given, a warm-up that fits into them, and nothing evaluated,
-    saved or published.
-
-    Raises:
-        `ValueError`: fewer pairs than processes, or a single one.
+    The pairs of the check: the first `num_pairs`, or all there are. Sets the arguments of the check: one batch of all
+    pairs where they fit, `STEPS` steps or the `--max_steps` given, and a warm-up that fits into them. Nothing is
+    evaluated, saved or published. Refuses fewer pairs than processes, or a single one.
     """
     pairs = train_dataset.select(range(min(num_pairs, len(train_dataset))))
     if len(pairs) < max(2, training_args.world_size):
