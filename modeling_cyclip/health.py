@@ -19,23 +19,6 @@ logger = logging.get_logger(__name__)
 MIN_LOGS = 5
 # It must also last this many steps, however often is logged. Small models from scratch leave ln(N) within 100 steps.
 MIN_STEPS = 200
-# Cyclic terms that are too heavy do their damage at the start, so their warning comes sooner.
-MIN_STEPS_CYCLIC = 50
-# No progress is expected before the warm-up has brought the rate to a tenth of its peak.
-MIN_RATE_SHARE = 0.1
-# Guessing has a loss of ln(N). A loss within 2 % of it shows no more than the fluctuation of the start.
-GUESSING_SHARE = 0.98
-# A narrow cone of embeddings is not a collapse if they tell pairs apart, that is, if the loss is well below ln(N).
-COLLAPSED_COSINE = 0.95
-COLLAPSED_LOSS_SHARE = 0.9
-# At scale 2, even perfect embeddings of 128 pairs have a loss of about ln(1 + 127 / e²) = 2.9.
-SUNK_SCALE = 2.0
-# The bound is rounded to the precision of the weights.
-BOUND_SCALE = 0.999 * math.exp(MAX_LOGIT_SCALE)
-# When the contrastive term is nearly solved, any other term outweighs it.
-UNSOLVED_LOSS_SHARE = 0.5
-# Natural captions repeat now and then, but one pair in a hundred is more than chance.
-REPEATED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,24 +31,20 @@ class Reading:
     peak_learning_rate: float
 
     @property
-    def contrastive(self) -> float:
-        """The contrastive part of the loss: with augmented views, the mean of two terms."""
-        contrastive = self.log["contrastive_loss"]
-        return (contrastive + self.log.get("inmodal_contrastive_loss", contrastive)) / 2
-
-    @property
     def loss_share(self) -> float:
         """The contrastive loss divided by ln(N), the loss of guessing."""
         return self.log["contrastive_loss"] / math.log(self.batch_size) if self.batch_size > 1 else 0.0
 
     @property
     def is_warm(self) -> bool:
-        return self.log["learning_rate"] >= MIN_RATE_SHARE * self.peak_learning_rate
+        """Whether the warm-up has brought the rate to a tenth of its peak. No progress is expected before."""
+        return self.log["learning_rate"] >= 0.1 * self.peak_learning_rate
 
 
 def nothing_learnt(reading: Reading) -> str | None:
     """The contrastive loss stays at that of guessing."""
-    if not reading.is_warm or reading.loss_share < GUESSING_SHARE:
+    # A loss within 2 % of that of guessing shows no more than the fluctuation of the start.
+    if not reading.is_warm or reading.loss_share < 0.98:
         return None
     return (
         f"The contrastive loss ({reading.log['contrastive_loss']:.2f}) stays at ln({reading.batch_size}), that of "
@@ -80,7 +59,8 @@ def collapsed(reading: Reading) -> str | None:
     """All images, or all captions, have nearly the same embedding, and pairs are not told apart."""
     cosines = {"image": reading.log["image_cosine"], "text": reading.log["text_cosine"]}
     tower = max(cosines, key=cosines.get)
-    if not reading.is_warm or cosines[tower] < COLLAPSED_COSINE or reading.loss_share < COLLAPSED_LOSS_SHARE:
+    # A narrow cone of embeddings is not a collapse if they tell pairs apart, that is, if the loss is well below ln(N).
+    if not reading.is_warm or cosines[tower] < 0.95 or reading.loss_share < 0.9:
         return None
     return (
         f"The {tower} embeddings have collapsed: their mean pairwise cosine is {cosines[tower]:.3f}. Likely causes: "
@@ -91,7 +71,8 @@ def collapsed(reading: Reading) -> str | None:
 
 def scale_at_bound(reading: Reading) -> str | None:
     """`logit_scale` has risen to 100 in this run. CLIP checkpoints that start at 100 are fine."""
-    if reading.log["logit_scale"] < BOUND_SCALE or reading.first_log["logit_scale"] >= BOUND_SCALE:
+    bound = 0.999 * math.exp(MAX_LOGIT_SCALE)  # which is rounded to the precision of the weights
+    if reading.log["logit_scale"] < bound or reading.first_log["logit_scale"] >= bound:
         return None
     return (
         "`logit_scale` sits at its bound of 100. That is where long trainings on much data end; early, or on little "
@@ -102,7 +83,8 @@ def scale_at_bound(reading: Reading) -> str | None:
 
 def scale_sunk(reading: Reading) -> str | None:
     """`logit_scale` is so low that no embeddings can make the loss small."""
-    if reading.log["logit_scale"] > SUNK_SCALE:
+    # At scale 2, even perfect embeddings of 128 pairs have a loss of about ln(1 + 127 / e²) = 2.9.
+    if reading.log["logit_scale"] > 2:
         return None
     return (
         f"`logit_scale` has sunk to {reading.log['logit_scale']:.2f}: the model gives up telling pairs apart. Likely "
@@ -113,9 +95,12 @@ def scale_sunk(reading: Reading) -> str | None:
 
 def cyclic_outweighs(reading: Reading) -> str | None:
     """The weighted cyclic terms are larger than the contrastive term, which is far from solved."""
-    contrastive = reading.contrastive
+    # With augmented views, the contrastive part of the loss is the mean of two terms.
+    contrastive = reading.log["contrastive_loss"]
+    contrastive = (contrastive + reading.log.get("inmodal_contrastive_loss", contrastive)) / 2
     cyclic = reading.log["loss"] - contrastive
-    if cyclic <= contrastive or reading.loss_share < UNSOLVED_LOSS_SHARE:
+    # When the contrastive term is nearly solved, any other term outweighs it.
+    if cyclic <= contrastive or reading.loss_share < 0.5:
         return None
     return (
         f"The weighted cyclic terms ({cyclic:.2f}) outweigh the contrastive one ({contrastive:.2f}), which may keep the "
@@ -128,7 +113,8 @@ def cyclic_outweighs(reading: Reading) -> str | None:
 def captions_repeat(reading: Reading) -> str | None:
     """Several pairs of a batch have the same caption."""
     share = reading.log["repeated_captions"]
-    if share < REPEATED_SHARE:
+    # Natural captions repeat now and then, but one pair in a hundred is more than chance.
+    if share < 0.01:
         return None
     return (
         f"{100 * share:.0f} % of the captions in a batch repeat another one of it: each counts as a negative of its "
@@ -138,13 +124,13 @@ def captions_repeat(reading: Reading) -> str | None:
     )
 
 
-# Each sign, and for how many steps it must last.
+# Each sign, and for how many steps it must last. Cyclic terms that are too heavy do their damage at the start.
 SIGNS: dict[Callable[[Reading], str | None], int] = {
     nothing_learnt: MIN_STEPS,
     collapsed: MIN_STEPS,
     scale_at_bound: MIN_STEPS,
     scale_sunk: MIN_STEPS,
-    cyclic_outweighs: MIN_STEPS_CYCLIC,
+    cyclic_outweighs: 50,
     captions_repeat: 0,
 }
 
