@@ -64,6 +64,3 @@ def check_cyclic_terms(
             "`cyclic_reference_batch_size` must be a batch size of at least 1, or None for the paper's loss, got "
             f"{cyclic_reference_batch_size}."
         )
-
-
-__all__ = ["CyCLIPConfig"]

@@ -122,6 +122,3 @@ class CyCLIPResNetConfig(CyCLIPConfig):
 
 # A saved checkpoint carries this file, so that it opens where this package is not installed.
 CyCLIPResNetConfig.register_for_auto_class()
-
-
-__all__ = ["CyCLIPResNetConfig", "CyCLIPResNetVisionConfig"]

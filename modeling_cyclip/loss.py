@@ -248,6 +248,3 @@ def _prepare(*embeds: Tensor) -> tuple[Tensor, ...]:
         raise ValueError(f"Embeddings must be floating point, got {' and '.join(str(t.dtype) for t in embeds)}.")
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in embeds), torch.float32)
     return tuple(tensor.to(dtype) for tensor in embeds)
-
-
-__all__ = ["CyCLIPLossOutput", "cyclic_regularisers", "cyclip_loss"]

@@ -275,6 +275,3 @@ class CyCLIPModel(CLIPModel):
             augmented_text_embeds=augmented_text_embeds,
             process_group=training_process_group() if self.training else None,
         )
-
-
-__all__ = ["CyCLIPModel", "CyCLIPOutput"]

@@ -297,6 +297,3 @@ def _init_bias_as_torch(linear: nn.Linear):
 
 # A saved checkpoint carries this file, so that it opens where this package is not installed.
 CyCLIPResNetModel.register_for_auto_class("AutoModel")
-
-
-__all__ = ["CyCLIPResNetModel", "CyCLIPResNetVisionModel"]
