@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from .loss import CyCLIPLossOutput
 
 
-EMBEDS = ("image_embeds", "text_embeds", "augmented_image_embeds", "augmented_text_embeds")
-
-
 def cached_step(
     model: nn.Module,
     inputs: dict[str, Tensor],
@@ -53,7 +50,8 @@ def cached_step(
     ]
     device = inputs["input_ids"].device
 
-    random_states, embeds = [], {name: [] for name in EMBEDS}
+    random_states = []
+    embeds = {f"{kind}_embeds": [] for kind in ("image", "text", "augmented_image", "augmented_text")}
     with torch.no_grad():
         for chunk in chunks:
             random_states.append(_random_state(device))

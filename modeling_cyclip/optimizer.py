@@ -40,10 +40,9 @@ def set_tower_learning_rates(
     groups = {}
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
-            rate = own_rates.get(parameter)
-            changes = {} if rate is None else {"lr": rate}
-            key = (rate is not None, number, rate or 0.0)
-            groups.setdefault(key, {**group, "params": [], **changes})["params"].append(parameter)
+            rate = own_rates.get(parameter, group["lr"])
+            key = (parameter in own_rates, number, rate)
+            groups.setdefault(key, {**group, "params": [], "lr": rate})["params"].append(parameter)
     optimizer.param_groups = [groups[key] for key in sorted(groups)]
 
 

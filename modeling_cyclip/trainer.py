@@ -213,11 +213,7 @@ class CyCLIPTrainer(Trainer):
         return parts.loss.detach()
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, CyCLIPOutput]:
         outputs = model(**inputs, return_loss=True, cyclic_weight_factor=self.cyclic_weight_factor())
         self._remember(outputs, outputs.image_embeds, outputs.text_embeds, inputs)
@@ -321,20 +317,13 @@ class CyCLIPTrainer(Trainer):
         metrics, self._pending_metrics = self._pending_metrics, {}
         return metrics
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         self._broken_eval_images = self._broken_images_by_evaluation.setdefault(
             metric_key_prefix, BrokenImages(metric_key_prefix)
         )
         self._eval_parts = _WeightedMean()
         self._eval_rows_seen: set[int] = set()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         self._broken_eval_images.report()
         # transformers averages over batches as if all were full. These are means over pairs.
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_parts.drain().items()})
@@ -342,11 +331,7 @@ class CyCLIPTrainer(Trainer):
         return output
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: dict[str, Tensor], *args, **kwargs
     ) -> tuple[Tensor | None, None, None]:
         """The loss of the batch of all processes. Every row of the dataset counts once."""
         inputs = self._prepare_inputs(inputs)
