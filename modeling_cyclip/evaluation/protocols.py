@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -25,10 +26,6 @@ from .zero_shot import effective_robustness, fine_coarse, matched_accuracy, zero
 
 
 Figures = dict[str, Measure | float]
-
-
-def run_zero_shot(test: EmbeddedSet) -> Figures:
-    return zero_shot(test.image_embeds, test.class_embeds, test.labels)
 
 
 def run_shift(test: EmbeddedSet) -> Figures:
@@ -59,10 +56,6 @@ def run_fine_coarse(test: EmbeddedSet) -> Figures:
     return fine_coarse(test.image_embeds, test.class_embeds, test.labels, superclasses)
 
 
-def run_retrieval(test: EmbeddedSet) -> Figures:
-    return retrieval(test.image_embeds, test.caption_embeds, test.caption_images)
-
-
 def run_linear_probe(test: EmbeddedSet) -> Figures:
     train = test.train
     data = (train.image_features, train.labels, test.image_features, test.labels)
@@ -73,7 +66,7 @@ def run_linear_probe(test: EmbeddedSet) -> Figures:
 
 
 def run_geometry(test: EmbeddedSet) -> Figures:
-    """On pairs of image and class where the set has labels, of image and first caption where it has captions."""
+    """With labels on the pairs of image and class, with captions on the pairs of image and first caption."""
     figures = {}
     if test.labels is not None:
         figures |= labelled_alignment_uniformity(test.image_embeds, test.class_embeds, test.labels)
@@ -81,9 +74,8 @@ def run_geometry(test: EmbeddedSet) -> Figures:
         figures["effective rank of class embeddings"] = effective_rank(test.class_embeds)
     if test.caption_embeds is not None:
         captions = first_captions(test)
-        pairs = captioned_alignment_uniformity(test.image_embeds, captions) | _pair_geometry(
-            test.image_embeds, captions
-        )
+        alignment = captioned_alignment_uniformity(test.image_embeds, captions)
+        pairs = {**alignment, **_pair_geometry(test.image_embeds, captions)}
         figures |= {f"captions: {name}": figure for name, figure in pairs.items()}
         figures["effective rank of caption embeddings"] = effective_rank(test.caption_embeds)
     figures["effective rank of image embeddings"] = effective_rank(test.image_embeds)
@@ -94,16 +86,8 @@ def _pair_geometry(image_embeds: Tensor, text_embeds: Tensor) -> Figures:
     return {"modality_gap": modality_gap(image_embeds, text_embeds), **cyclic_gaps(image_embeds, text_embeds)}
 
 
-def run_image_retrieval(test: EmbeddedSet) -> Figures:
-    return _in_each_space(test, same_class_retrieval)
-
-
-def run_clustering(test: EmbeddedSet) -> Figures:
-    return _in_each_space(test, lambda embeds, labels: clustering(embeds, labels, test.seed))
-
-
 def _in_each_space(test: EmbeddedSet, protocol: Callable[[Tensor, Tensor], Figures]) -> Figures:
-    """Among images, and among captions with their images' labels where the set has captions."""
+    """Figures of the images, and of the captions where there are any, which have the labels of their images."""
     figures = {f"images: {name}": figure for name, figure in protocol(test.image_embeds, test.labels).items()}
     if test.caption_embeds is not None:
         captions = protocol(test.caption_embeds, test.labels[test.caption_images])
@@ -117,76 +101,65 @@ def run_winoground(test: EmbeddedSet) -> Figures:
 
 @dataclass(frozen=True)
 class Protocol:
-    r"""
-    Args:
-        run (`Callable`):
-            From the measured [`EmbeddedSet`] to figures.
-        needs (`tuple[str]`):
-            What the data must have; `HINTS` says how to show where it is.
-        centred (`bool`, *optional*, defaults to `True`):
-            Whether removing the means can change anything.
-    """
+    """How a protocol runs on the measured set, and which of `NEEDS` the data must meet."""
 
     run: Callable[[EmbeddedSet], Figures]
     needs: tuple[str, ...]
-    centred: bool = True
+    centred: bool = True  # whether removing the means can change anything
 
 
-HINTS = {
-    "labels": "class labels (--label_column)",
-    "repeats": "at least two images a class, on average (--label_column)",
-    "train": "reference images (--train_split)",
-    "train_classes": "reference images of at least two classes (--train_split)",
-    "two_images": "at least two images",
-    "shifts": "shifted sets (--shift_datasets, --shift_splits)",
-    "superclasses": "superclasses (--coarse_column)",
-    "captions": "captions (--caption_column)",
-    "winoground": "the columns image_0, image_1, caption_0 and caption_1",
+# What protocols need, in the words of an error message, and whether a set has it.
+NEEDS: dict[str, tuple[str, Callable[[EvaluationSet], bool]]] = {
+    "labels": ("class labels (--label_column)", lambda test: test.labels is not None),
+    # Where each image is a class of its own, neither clusters nor images of the same class mean anything.
+    "repeats": (
+        "at least two images a class, on average (--label_column)",
+        lambda test: test.labels is not None and len(test.labels) >= 2 * len(test.labels.unique()),
+    ),
+    "train": ("reference images (--train_split)", lambda test: test.train is not None),
+    "train_classes": (
+        "reference images of at least two classes (--train_split)",
+        lambda test: test.train is not None and test.train.labels is not None and len(test.train.labels.unique()) > 1,
+    ),
+    "two_images": ("at least two images", lambda test: len(test.dataset) > 1),
+    "shifts": ("shifted sets (--shift_datasets, --shift_splits)", lambda test: bool(test.shifts)),
+    "superclasses": ("superclasses (--coarse_column)", lambda test: test.superclasses is not None),
+    "captions": ("captions (--caption_column)", lambda test: test.captions is not None),
+    "winoground": ("the columns image_0, image_1, caption_0 and caption_1", lambda test: test.is_winoground),
 }
 
 PROTOCOLS = {
-    "zero_shot": Protocol(run_zero_shot, ("labels",)),
+    "zero_shot": Protocol(lambda test: zero_shot(test.image_embeds, test.class_embeds, test.labels), ("labels",)),
     "shift": Protocol(run_shift, ("labels", "shifts")),
     "consistency": Protocol(run_consistency, ("labels", "train")),
     "fine_coarse": Protocol(run_fine_coarse, ("labels", "superclasses")),
-    "retrieval": Protocol(run_retrieval, ("captions",)),
+    "retrieval": Protocol(
+        lambda test: retrieval(test.image_embeds, test.caption_embeds, test.caption_images), ("captions",)
+    ),
     "linear_probe": Protocol(run_linear_probe, ("labels", "train", "train_classes"), centred=False),
     "geometry": Protocol(run_geometry, ("two_images",)),
-    "image_retrieval": Protocol(run_image_retrieval, ("labels", "repeats")),
-    "clustering": Protocol(run_clustering, ("labels", "repeats")),
+    "image_retrieval": Protocol(lambda test: _in_each_space(test, same_class_retrieval), ("labels", "repeats")),
+    "clustering": Protocol(
+        lambda test: _in_each_space(test, partial(clustering, seed=test.seed)), ("labels", "repeats")
+    ),
     "winoground": Protocol(run_winoground, ("winoground",)),
 }
 
 
 def choose_protocols(tasks: list[str], test: EvaluationSet) -> dict[str, Protocol]:
-    r"""
-    The protocols asked for by name; for `all` those that the data allow.
-
-    Raises:
-        `ValueError`: a name that is no protocol, or one that needs what the data do not have, and how to say where it is.
-    """
+    """The protocols asked for by name; for `all` those that the data allow. Others are refused with what they need."""
     if unknown := set(tasks) - PROTOCOLS.keys() - {"all"}:
         raise ValueError(f"There is no task {min(unknown)}; there are {', '.join(PROTOCOLS)}, and all.")
-    train = test.train
-    has = {
-        "labels": test.labels is not None,
-        # Where each image is a class of its own, neither clusters nor images of the same class mean anything.
-        "repeats": test.labels is not None and len(test.labels) >= 2 * len(test.labels.unique()),
-        "train": train is not None,
-        "train_classes": train is not None and train.labels is not None and len(train.labels.unique()) > 1,
-        "two_images": len(test.dataset) > 1,
-        "shifts": bool(test.shifts),
-        "superclasses": test.superclasses is not None,
-        "captions": test.captions is not None,
-        "winoground": test.is_winoground,
+    missing = {
+        name: [what for what, is_there in (NEEDS[need] for need in protocol.needs) if not is_there(test)]
+        for name, protocol in PROTOCOLS.items()
     }
-    allowed = {name: protocol for name, protocol in PROTOCOLS.items() if all(has[need] for need in protocol.needs)}
     if "all" in tasks:
-        return allowed
+        tasks = [name for name in PROTOCOLS if not missing[name]]
     for task in tasks:
-        if missing := [need for need in PROTOCOLS[task].needs if not has[need]]:
-            raise ValueError(f"The task {task} needs {HINTS[missing[0]]}, which {test.name} does not have.")
-    return {task: allowed[task] for task in tasks}
+        if missing[task]:
+            raise ValueError(f"The task {task} needs {missing[task][0]}, which {test.name} does not have.")
+    return {task: PROTOCOLS[task] for task in tasks}
 
 
 def measure(embedded: EmbeddedSet, protocols: dict[str, Protocol], center: bool) -> dict[str, Figures]:
@@ -201,16 +174,12 @@ def measure(embedded: EmbeddedSet, protocols: dict[str, Protocol], center: bool)
 
 
 def centered(embedded: EmbeddedSet) -> EmbeddedSet:
-    """All sets with the mean of the measured set's images, class prompts and captions removed from each of those."""
-    means = {
-        name: getattr(embedded, name).mean(dim=0)
-        for name in ("image_embeds", "class_embeds", "caption_embeds")
-        if getattr(embedded, name) is not None
-    }
+    """All sets, with the means of the measured set's images, class prompts and captions removed from each of those."""
+    kinds = ("image_embeds", "class_embeds", "caption_embeds")
+    means = {kind: e.mean(dim=0) for kind in kinds if (e := getattr(embedded, kind)) is not None}
 
     def without_means(part: EmbeddedSet) -> EmbeddedSet:
-        embeds = {name: getattr(part, name) for name in means}
-        embeds = {name: e if e is None else center(e, means[name]) for name, e in embeds.items()}
+        embeds = {kind: center(e, mean) for kind, mean in means.items() if (e := getattr(part, kind)) is not None}
         train = None if part.train is None else without_means(part.train)
         return replace(part, **embeds, train=train, shifts=[without_means(shift) for shift in part.shifts])
 
