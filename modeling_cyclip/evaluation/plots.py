@@ -6,10 +6,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import sklearn.metrics
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from ..data.images import load_image
@@ -28,22 +28,12 @@ BLUE, GREY, GREEN = "#2a6fbb", "#8c8c8c", "#2e8b57"
 NUM_QUERIES = 5
 NUM_NEAREST = 5
 NUM_PAIRS = 16
-THUMBNAIL = 96
 
 
 def draw_pictures(test: EmbeddedSet, folder: Path, seed: int) -> list[Path]:
-    r"""
-    Args:
-        test ([`EmbeddedSet`]):
-            The measured set.
-        folder (`Path`):
-            Where the files go.
-        seed (`int`):
-            Seed of the sample of queries.
-
-    Returns:
-        `list[Path]`: the PNG files; the SVG files lie beside them. With labels a confusion matrix, bars and a heat map by
-        class; with captions a heat map of pairs; with either a contact sheet.
+    """
+    Draws what the measured set allows, and returns the PNG files; SVG files lie beside them. With labels these are a
+    confusion matrix, bars and a heat map by class; with captions a heat map of pairs; with either a contact sheet.
     """
     figures = {}
     if test.labels is not None:
@@ -51,65 +41,22 @@ def draw_pictures(test: EmbeddedSet, folder: Path, seed: int) -> list[Path]:
         predictions = predict(test.image_embeds, test.class_embeds)
         figures["confusion_matrix"] = confusion_matrix(test.labels, predictions, names)
         figures["class_accuracy"] = class_bars(test.labels, predictions, names)
-        figures["class_similarity"] = _class_similarity(test)
-        figures["contact_sheet_classes"] = _contact_sheet(
+        figures["class_similarity"] = class_similarity(test)
+        figures["contact_sheet_classes"] = contact_sheet(
             test, names, test.class_embeds, lambda image, text: names[test.labels[image]] == text, seed
         )
     if test.caption_embeds is not None:
         captions = [caption for captions in test.data.captions for caption in captions]
-        figures["contact_sheet_captions"] = _contact_sheet(
+        figures["contact_sheet_captions"] = contact_sheet(
             test, captions, test.caption_embeds, lambda image, text: text in test.data.captions[image], seed
         )
         rows = _sample(len(test.image_embeds), NUM_PAIRS, seed)
         similarities = test.image_embeds[rows] @ first_captions(test)[rows].T
         names = [f"image {row}" for row in rows]
         firsts = [test.data.captions[row][0] for row in rows]
-        figures["pair_similarity"] = similarity_heat_map(
-            similarities, names, firsts, "images and their first captions"
-        )
+        title = "images and their first captions"
+        figures["pair_similarity"] = _heat_map(similarities.float().cpu(), names, firsts, title, "cosine")
     return [save(figure, folder / name) for name, figure in figures.items()]
-
-
-def _class_similarity(test: EmbeddedSet) -> Figure:
-    """Mean similarity of each class's images to each class, for the classes of most images."""
-    sizes = torch.bincount(test.labels, minlength=len(test.class_embeds))
-    shown = sizes.argsort(descending=True, stable=True)[:MAX_CLASSES]
-    shown = shown[sizes[shown] > 0].sort().values
-    means = torch.stack([test.image_embeds[test.labels == label].mean(dim=0) for label in shown])
-    names = [test.data.class_names[label] for label in shown.tolist()]
-    return similarity_heat_map(
-        means @ test.class_embeds[shown].T, names, names, "images of a class (rows) and class names"
-    )
-
-
-def _contact_sheet(
-    test: EmbeddedSet, texts: Sequence[str], text_embeds: Tensor, belongs: Callable[[int, str], bool], seed: int
-) -> Figure:
-    def opened(row: int) -> Image.Image:
-        image = load_image(test.data.dataset[row]["image"])
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        return image
-
-    # A text that many images have is shown once.
-    first = {text: row for row, text in reversed(list(enumerate(texts)))}
-    texts, text_embeds = list(first), text_embeds[list(first.values())]
-    images = _sample(len(test.image_embeds), NUM_QUERIES, seed)
-    queries = _sample(len(texts), NUM_QUERIES, seed)
-    num_texts, num_images = (min(NUM_NEAREST, len(rows)) for rows in (texts, test.image_embeds))
-    nearest_texts = nearest(test.image_embeds[images] @ text_embeds.T, num_texts).tolist()
-    nearest_images = nearest(text_embeds[queries] @ test.image_embeds.T, num_images).tolist()
-    return contact_sheet(
-        images=[opened(image) for image in images],
-        texts=[
-            [(texts[text], belongs(image, texts[text])) for text in row]
-            for image, row in zip(images, nearest_texts, strict=True)
-        ],
-        queries=[texts[text] for text in queries],
-        found=[
-            [(opened(image), belongs(image, texts[text])) for image in row]
-            for text, row in zip(queries, nearest_images, strict=True)
-        ],
-    )
 
 
 def _sample(size: int, number: int, seed: int) -> list[int]:
@@ -125,49 +72,31 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[str]) -> Figure:
-    r"""
-    Shares of each class's images by predicted class. Of more than `MAX_CLASSES` classes those that take part in most
-    confusions are drawn.
-
-    Args:
-        labels (`torch.Tensor` of shape `(num_images,)`):
-            Right classes.
-        predictions (`torch.Tensor` of shape `(num_images,)`):
-            Predicted classes.
-        class_names (`Sequence[str]`):
-            Names of the classes.
+    """
+    Shares of each class's images by predicted class. If there are more than `MAX_CLASSES` classes, those that take part in
+    most confusions are drawn.
     """
     num_classes = len(class_names)
-    flat = (labels * num_classes + predictions).cpu().numpy()
-    counts = np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+    counts = sklearn.metrics.confusion_matrix(labels.cpu(), predictions.cpu(), labels=range(num_classes))
     wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
     shown = np.sort(np.argsort(-wrong, kind="stable")[:MAX_CLASSES])
     shares = 100 * counts[np.ix_(shown, shown)] / np.maximum(counts[shown].sum(axis=1, keepdims=True), 1)
-    names = [short(class_names[index]) for index in shown]
-
-    side = 2.5 + 0.28 * len(shown)
-    figure = Figure(figsize=(side + 1, side))
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(shown)), names, rotation=90)
-    axes.set_yticks(range(len(shown)), names)
+    names = [class_names[index] for index in shown]
+    title = _of_all("confusion", len(shown), num_classes, "most confused")
+    figure = _heat_map(shares, names, names, title, "% of the class's images", cmap="Blues", vmin=0, vmax=100)
+    axes = figure.axes[0]
     axes.set(xlabel="predicted class", ylabel="class")
-    axes.set_title(_of_all("confusion", len(shown), num_classes, "most confused"))
     if len(shown) <= 12:
         for row, column in np.ndindex(shares.shape):
             colour = "white" if shares[row, column] > 55 else "black"
             axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, ax=axes, label="% of the class's images", shrink=0.8)
     return figure
 
 
 def class_bars(labels: Tensor, predictions: Tensor, class_names: Sequence[str]) -> Figure:
-    r"""
-    Top-1 accuracy of each class that has images, best first. Of more than `MAX_CLASSES` the best and the worst are drawn.
-
-    Args:
-        labels, predictions, class_names:
-            As in [`confusion_matrix`].
+    """
+    Top-1 accuracy of each class that has images, best first. If there are more than `MAX_CLASSES` classes, the best and the
+    worst are drawn.
     """
     labels, right = labels.cpu().numpy(), (labels == predictions).cpu().numpy()
     totals = np.bincount(labels, minlength=len(class_names))
@@ -190,71 +119,73 @@ def class_bars(labels: Tensor, predictions: Tensor, class_names: Sequence[str]) 
     return figure
 
 
-def similarity_heat_map(
-    similarities: Tensor, row_names: Sequence[str], column_names: Sequence[str], title: str
+def class_similarity(test: EmbeddedSet) -> Figure:
+    """Mean similarity of each class's images to each class, for the classes with most images."""
+    sizes = torch.bincount(test.labels, minlength=len(test.class_embeds))
+    shown = sizes.argsort(descending=True, stable=True)[:MAX_CLASSES]
+    shown = shown[sizes[shown] > 0].sort().values
+    means = torch.stack([test.image_embeds[test.labels == label].mean(dim=0) for label in shown])
+    similarities = (means @ test.class_embeds[shown].T).float().cpu()
+    names = [test.data.class_names[label] for label in shown.tolist()]
+    return _heat_map(similarities, names, names, "images of a class (rows) and class names", "cosine")
+
+
+def _heat_map(
+    values: Tensor | np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, unit: str, **options
 ) -> Figure:
-    r"""
-    Args:
-        similarities (`torch.Tensor` of shape `(num_rows, num_columns)`):
-            Cosines.
-        row_names, column_names (`Sequence[str]`):
-            What is compared.
-        title (`str`):
-            Title.
-    """
-    figure = Figure(figsize=(3.5 + 0.28 * len(column_names), 2.5 + 0.28 * len(row_names)))
+    figure = Figure(figsize=(3.5 + 0.28 * len(columns), 2.5 + 0.28 * len(rows)))
     axes = figure.subplots()
-    image = axes.imshow(similarities.float().cpu().numpy(), cmap="viridis")
-    axes.set_xticks(range(len(column_names)), [short(name) for name in column_names], rotation=90)
-    axes.set_yticks(range(len(row_names)), [short(name) for name in row_names])
+    image = axes.imshow(values, **options)
+    axes.set_xticks(range(len(columns)), [short(name) for name in columns], rotation=90)
+    axes.set_yticks(range(len(rows)), [short(name) for name in rows])
     axes.set_title(title)
-    figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
+    figure.colorbar(image, ax=axes, label=unit, shrink=0.8)
     return figure
 
 
 def contact_sheet(
-    images: Sequence[Image.Image],
-    texts: Sequence[Sequence[tuple[str, bool]]],
-    queries: Sequence[str],
-    found: Sequence[Sequence[tuple[Image.Image, bool]]],
+    test: EmbeddedSet, texts: Sequence[str], text_embeds: Tensor, belongs: Callable[[int, str], bool], seed: int
 ) -> Figure:
-    r"""
-    Nearest texts of sampled images on the left, nearest images of sampled texts on the right; what is right is green.
-
-    Args:
-        images (`Sequence[Image.Image]`):
-            Sampled images.
-        texts (`Sequence[Sequence[tuple[str, bool]]]`):
-            The texts nearest to each, nearest first, with whether they belong to it.
-        queries (`Sequence[str]`):
-            Sampled texts.
-        found (`Sequence[Sequence[tuple[Image.Image, bool]]]`):
-            The images nearest to each, nearest first, with whether they belong to it.
     """
-    num_rows, num_found = max(len(images), len(queries)), len(found[0])
-    figure = Figure(figsize=(7 + 1.3 * num_found, 0.6 + 1.3 * num_rows), layout="constrained")
-    texts_side, images_side = figure.subfigures(1, 2, width_ratios=(4, 2 + num_found))
+    Nearest texts of sampled images on the left, nearest images of sampled texts on the right. What belongs together is
+    green.
+    """
+    # A text that many images have is shown once.
+    first = {text: row for row, text in reversed(list(enumerate(texts)))}
+    texts, text_embeds = list(first), text_embeds[list(first.values())]
+    images = _sample(len(test.image_embeds), NUM_QUERIES, seed)
+    queries = _sample(len(texts), NUM_QUERIES, seed)
+    num_texts, num_images = (min(NUM_NEAREST, len(rows)) for rows in (texts, test.image_embeds))
+    nearest_texts = nearest(test.image_embeds[images] @ text_embeds.T, num_texts).tolist()
+    nearest_images = nearest(text_embeds[queries] @ test.image_embeds.T, num_images).tolist()
+
+    num_rows = max(len(images), len(queries))
+    figure = Figure(figsize=(7 + 1.3 * num_images, 0.6 + 1.3 * num_rows), layout="constrained")
+    texts_side, images_side = figure.subfigures(1, 2, width_ratios=(4, 2 + num_images))
     grid = texts_side.add_gridspec(num_rows, 4)
-    for row, image in enumerate(images):
-        _show(texts_side.add_subplot(grid[row, 0]), image, right=False)
+    for row, (image, found) in enumerate(zip(images, nearest_texts, strict=True)):
+        _show(texts_side.add_subplot(grid[row, 0]), test, image, right=False)
         axes = texts_side.add_subplot(grid[row, 1:])
         axes.set_axis_off()
-        for line, (text, right) in enumerate(texts[row]):
-            height = 1 - (line + 0.5) / len(texts[row])
-            axes.text(0, height, short(text, 45), color=GREEN if right else "black", va="center", fontsize=10)
-    grid = images_side.add_gridspec(num_rows, 2 + num_found)
-    for row, (query, row_found) in enumerate(zip(queries, found, strict=True)):
+        for line, text in enumerate(texts[index] for index in found):
+            height = 1 - (line + 0.5) / len(found)
+            colour = GREEN if belongs(image, text) else "black"
+            axes.text(0, height, short(text, 45), color=colour, va="center", fontsize=10)
+    grid = images_side.add_gridspec(num_rows, 2 + num_images)
+    for row, (text, found) in enumerate(zip([texts[query] for query in queries], nearest_images, strict=True)):
         axes = images_side.add_subplot(grid[row, :2])
         axes.set_axis_off()
-        axes.text(0, 0.5, textwrap.fill(short(query, 100), 24), va="center", fontsize=10)
-        for column, (image, right) in enumerate(row_found, start=2):
-            _show(images_side.add_subplot(grid[row, column]), image, right)
+        axes.text(0, 0.5, textwrap.fill(short(text, 100), 24), va="center", fontsize=10)
+        for column, image in enumerate(found, start=2):
+            _show(images_side.add_subplot(grid[row, column]), test, image, belongs(image, text))
     texts_side.suptitle("nearest texts of images (right ones green)")
     images_side.suptitle("nearest images of texts (right ones framed)")
     return figure
 
 
-def _show(axes: Axes, image: Image.Image, right: bool) -> None:
+def _show(axes: Axes, test: EmbeddedSet, row: int, right: bool) -> None:
+    image = load_image(test.data.dataset[row]["image"])
+    image.thumbnail((96, 96))
     axes.imshow(image, aspect="equal")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
