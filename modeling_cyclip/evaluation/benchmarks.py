@@ -19,41 +19,22 @@ REGISTRY = package_file("evaluation/benchmarks.yaml")
 
 @dataclass(frozen=True)
 class Benchmark:
-    r"""
-    Where an evaluation set lies, and what is said about it besides its rows.
+    """Where an evaluation set lies, and what is said about it besides its rows."""
 
-    Args:
-        path (`str`):
-            A folder or a Hub id.
-        split (`str`, *optional*, defaults to `"test"`):
-            The split that is measured.
-        train_split (`str`, *optional*):
-            The split of reference and training images.
-        metric (`str`, *optional*):
-            The figure that the paper reports.
-        shift_of (`str`, *optional*):
-            Name of the benchmark that this one is a natural distribution shift of.
-        baseline_line (`list[float]`, *optional*):
-            Slope and intercept (in percent) of the accuracy expected under this shift.
-    """
-
-    path: str
-    split: str = "test"
-    train_split: str | None = None
-    metric: str | None = None
-    shift_of: str | None = None
-    baseline_line: list[float] | None = None
+    path: str  # a folder or a Hub id
+    split: str = "test"  # the split that is measured
+    train_split: str | None = None  # the split of reference and training images
+    metric: str | None = None  # the figure that the paper reports
+    shift_of: str | None = None  # the benchmark that this one is a natural distribution shift of
+    baseline_line: list[float] | None = None  # slope and intercept of the accuracy expected here, in percent
 
     def load(self, split: str) -> Dataset:
-        r"""
-        The rows of a split. Of the layouts in turn:
+        """
+        The rows of a split. The layouts are tried in this order:
 
         - `labels.csv` with the columns `image` and `label`, in the folder or its subfolder `split` (the official code's);
         - WebDataset shards `split/*.tar` (CLIP-benchmark's), in a folder or on the Hub under a name with `wds_`;
         - what `datasets.load_dataset` opens: data files, image folders, Hub datasets.
-
-        Raises:
-            `ValueError`: nothing that can be loaded.
         """
         try:
             if (folder := self._labels_folder(split)) is not None:
@@ -124,7 +105,7 @@ def _read_labels_csv(folder: Path) -> Dataset:
 
 
 def _read_classes_py(folder: Path) -> tuple[list[str], list[str]]:
-    """Class names and templates from the official `classes.py`, a dictionary display that is parsed and never run."""
+    """Class names and templates from the official `classes.py`. It holds a dictionary, which is parsed and never run."""
     path = next((path for path in (folder / "classes.py", folder.parent / "classes.py") if path.is_file()), None)
     if path is None:
         raise ValueError(f"{folder} has labels.csv, but no classes.py with the class names beside it.")
@@ -137,5 +118,5 @@ def _read_classes_py(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _template(body: ast.JoinedStr) -> str:
-    """The f-string of a template's lambda, with `{}` where it has its argument."""
+    """The f-string of a template's lambda, with `{}` in place of its argument."""
     return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in body.values)

@@ -11,22 +11,10 @@ from .zero_shot import zero_shot
 
 
 class ZeroShotMetrics:
-    r"""
+    """
     The `extra_metrics` of a [`CyCLIPTrainer`]: zero-shot accuracy on a labelled set, with its own prompt templates or the
-    general ones. Called by all processes, which share the work.
-
-    Args:
-        name_or_path (`str`):
-            A benchmark of `benchmarks.yaml`, a folder or a Hub id with images, labels and class names.
-        processor ([`~transformers.ProcessorMixin`]):
-            The model's processor.
-        batch_size (`int`, *optional*, defaults to 64):
-            Images at a time and process.
-        num_workers (`int`, *optional*, defaults to 0):
-            Processes that open images, for each process.
-
-    Raises:
-        `ValueError`: nothing that can be loaded, or no class labels in it.
+    general ones. All processes call it and share the work. `name_or_path` is as of [`open_benchmark`]; `batch_size` and
+    `num_workers` are those of each process.
     """
 
     def __init__(self, name_or_path: str, processor: ProcessorMixin, batch_size: int = 64, num_workers: int = 0):
@@ -41,18 +29,10 @@ class ZeroShotMetrics:
         self.num_workers = num_workers
 
     def __call__(self, model: CLIPModel) -> dict[str, float]:
-        r"""
-        Returns:
-            `dict[str, float]`: `zero_shot_top1` and `zero_shot_mean_per_class`, in [0, 1].
-        """
-        state = PartialState()
+        """`zero_shot_top1` and `zero_shot_mean_per_class`, in [0, 1]."""
+        state, images = PartialState(), self.data.dataset["image"]
         image_embeds = image_embeddings(
-            model,
-            self.processor,
-            self.data.dataset["image"],
-            self.batch_size,
-            num_workers=self.num_workers,
-            state=state,
+            model, self.processor, images, self.batch_size, num_workers=self.num_workers, state=state
         )
         class_embeds = class_embeddings(model, self.processor, self.data.class_names, self.data.templates, state=state)
         measures = zero_shot(image_embeds, class_embeds, self.data.labels, topk=(1,))

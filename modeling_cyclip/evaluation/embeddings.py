@@ -33,30 +33,9 @@ PLACEHOLDER = re.compile(r"\{c?\}")
 
 @dataclass(frozen=True)
 class EmbeddedSet:
-    r"""
-    An evaluation set as one checkpoint sees it, on the device that the protocols run on.
-
-    Args:
-        data ([`EvaluationSet`]):
-            The set.
-        image_features (`torch.Tensor` of shape `(num_images, dim)`):
-            As the projection leaves them.
-        image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
-            Unit-norm.
-        labels (`torch.Tensor` of shape `(num_images,)`, *optional*):
-            Classes of the images.
-        class_embeds (`torch.Tensor` of shape `(num_classes, dim)`, *optional*):
-            Unit-norm.
-        caption_embeds (`torch.Tensor` of shape `(num_captions, dim)`, *optional*):
-            Unit-norm, the captions of an image one after another.
-        caption_images (`torch.Tensor` of shape `(num_captions,)`, *optional*):
-            The image that each caption belongs to.
-        train ([`EmbeddedSet`], *optional*):
-            Its reference images.
-        shifts (`list[EmbeddedSet]`):
-            Its natural distribution shifts.
-        seed (`int`):
-            Seed of the linear probe and of k-means.
+    """
+    An evaluation set as one checkpoint sees it, on the device that the protocols run on. Embeddings have unit norm;
+    features are as the projection leaves them.
     """
 
     data: EvaluationSet
@@ -64,17 +43,17 @@ class EmbeddedSet:
     image_embeds: Tensor
     labels: Tensor | None
     class_embeds: Tensor | None
-    caption_embeds: Tensor | None
-    caption_images: Tensor | None
+    caption_embeds: Tensor | None  # the captions of an image one after another
+    caption_images: Tensor | None  # the image that each caption belongs to
     train: "EmbeddedSet | None"
     shifts: "list[EmbeddedSet]"
-    seed: int
+    seed: int  # of the linear probe and of k-means
 
 
 def embed_all(
     checkpoint: str, data: EvaluationSet, args: EvaluationArguments, state: PartialState
 ) -> EmbeddedSet | None:
-    """A set as one checkpoint sees it. Every process must call; all but the main one get `None`."""
+    """A set as one checkpoint sees it. Every process must call this; all but the main one get `None`."""
     model, processor = load_checkpoint(checkpoint, args.dtype, state.device)
     cache_dir = Path(args.output_dir, "embeddings")
     return embed(data, Encoder(model, processor, cache_dir, args.batch_size, args.num_workers, state), args.seed)
@@ -162,26 +141,13 @@ def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tupl
 
 @dataclass
 class Encoder:
-    r"""
-    Embeds datasets and texts with one checkpoint, over all processes, and keeps the results as safetensors.
+    """
+    Embeds datasets and texts with one checkpoint, over all processes, and keeps the results as safetensors. All processes
+    call the methods, in the same order.
 
     A file is named after the fingerprints of the checkpoint (weights, configuration, processor, precision) and of the
     data, and says both in its metadata: what has changed is computed anew, what has not is read. Files hold the features
     before normalisation, in float32.
-
-    Args:
-        model ([`~transformers.CLIPModel`]):
-            The model.
-        processor ([`~transformers.ProcessorMixin`]):
-            Its processor.
-        cache_dir (`Path`):
-            Folder of the files.
-        batch_size (`int`):
-            Images at a time and process.
-        num_workers (`int`):
-            Processes that open images, for each process.
-        state ([`~accelerate.PartialState`]):
-            The processes. All of them call the methods, in the same order.
     """
 
     model: CLIPModel
@@ -196,36 +162,19 @@ class Encoder:
 
     def images(self, dataset: Dataset) -> Tensor | None:
         """Features of the column `image` before normalisation, `(num_rows, dim)`; `None` but on the main process."""
-
-        def compute() -> Tensor:
-            return image_embeddings(
-                self.model,
-                self.processor,
-                dataset["image"],
-                self.batch_size,
-                normalize=False,
-                num_workers=self.num_workers,
-                state=self.state,
-                progress=True,
-            )
-
-        return self._kept("images", images_fingerprint(dataset), compute)
+        options = {"batch_size": self.batch_size, "num_workers": self.num_workers, "progress": True}
+        return self._kept("images", images_fingerprint(dataset), image_embeddings, images=dataset["image"], **options)
 
     def texts(self, texts: Sequence[str]) -> Tensor | None:
         """Features of texts before normalisation, `(num_texts, dim)`; `None` but on the main process."""
+        fingerprint = _digest(json.dumps(texts).encode())
+        return self._kept("texts", fingerprint, text_embeddings, texts=texts, progress=len(texts) > 10_000)
 
-        def compute() -> Tensor:
-            return text_embeddings(
-                self.model, self.processor, texts, normalize=False, state=self.state, progress=len(texts) > 10_000
-            )
-
-        return self._kept("texts", _digest(json.dumps(texts).encode()), compute)
-
-    def _kept(self, kind: str, data_fingerprint: str, compute: Callable[[], Tensor]) -> Tensor | None:
+    def _kept(self, kind: str, data_fingerprint: str, compute: Callable[..., Tensor], **options) -> Tensor | None:
         path = self.cache_dir / f"{kind}-{self.fingerprint}-{data_fingerprint}.safetensors"
         # The main process decides for all, which need not share a file system.
         if not broadcast_object_list([path.is_file()])[0]:
-            features = compute()
+            features = compute(self.model, self.processor, normalize=False, state=self.state, **options)
             if not features.isfinite().all():
                 raise ValueError(
                     f"The model gives embeddings of {kind} that are not finite: it has diverged in training, or its weights "
@@ -243,12 +192,14 @@ class Encoder:
 
 def checkpoint_fingerprint(model: CLIPModel, processor: ProcessorMixin) -> str:
     """16 hexadecimal digits that change with the weights, the configuration, the processor or the precision."""
-    parts = [model.config.to_json_string(), processor.image_processor.to_json_string(), str(model.dtype)]
     tokenizer = processor.tokenizer
-    parts.append(
-        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
-    )
-    parts.append(str(tokenizer.model_max_length))
+    parts = [
+        model.config.to_json_string(),
+        processor.image_processor.to_json_string(),
+        str(model.dtype),
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items())),
+        str(tokenizer.model_max_length),
+    ]
     digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -258,8 +209,8 @@ def checkpoint_fingerprint(model: CLIPModel, processor: ProcessorMixin) -> str:
 
 def images_fingerprint(dataset: Dataset) -> str:
     """
-    Changes with the undecoded images in the column `image`: also with size and time of the files that rows only name,
-    which the fingerprint of `datasets` knows nothing of.
+    Changes with the undecoded images in the column `image`. Where rows only name files, it changes with their size and
+    time, too: the fingerprint of `datasets` knows nothing of these.
     """
     # Without a format, which would go on naming the column that `flatten` takes apart.
     paths = dataset.with_format(None).flatten()["image.path"]
@@ -284,6 +235,8 @@ def image_embeddings(
     progress: bool = False,
 ) -> Tensor:
     r"""
+    Embeddings of images, in their order.
+
     Args:
         model ([`~transformers.CLIPModel`]):
             Any CLIP model, on any device and in any precision. It runs in evaluation mode and is left as it was.
@@ -298,13 +251,13 @@ def image_embeddings(
         num_workers (`int`, *optional*, defaults to 0):
             Processes that open and resize images.
         state ([`~accelerate.PartialState`], *optional*):
-            Processes that share the work. All of them must call, and all get all the rows; batches are cut as in one
-            process, so that the numbers are the same.
+            Processes that share the work. All of them must call this, and all get all the rows. Batches are cut as in
+            one process, so that the numbers are the same.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
     Returns:
-        `torch.Tensor` of shape `(num_images, dim)`: float32, on the CPU, row by row the images.
+        `torch.Tensor` of shape `(num_images, dim)`: float32, on the CPU.
 
     Raises:
         `ValueError`: no images, or one that cannot be opened, with its row.
@@ -333,20 +286,22 @@ def text_embeddings(
     progress: bool = False,
 ) -> Tensor:
     r"""
+    Embeddings of texts, in their order. Equal texts are embedded once and get equal embeddings.
+
     Args:
         model ([`~transformers.CLIPModel`]):
             Any CLIP model.
         processor ([`~transformers.ProcessorMixin`]):
             The model's processor.
         texts (`Sequence[str]`):
-            Texts. What exceeds the model's context is cut. Equal texts are embedded once and get equal embeddings.
+            Texts. What exceeds the model's context is cut.
         batch_size (`int`, *optional*, defaults to 256):
             Texts at a time.
         normalize, state, progress (*optional*):
             As in [`image_embeddings`].
 
     Returns:
-        `torch.Tensor` of shape `(num_texts, dim)`: float32, on the CPU, row by row the texts.
+        `torch.Tensor` of shape `(num_texts, dim)`: float32, on the CPU.
 
     Raises:
         `ValueError`: no texts.
@@ -376,7 +331,8 @@ def class_embeddings(
     progress: bool = False,
 ) -> Tensor:
     r"""
-    One embedding a class: the mean over prompt templates of unit embeddings, normalised again (CLIP, section 3.1.4).
+    One embedding for each class: the mean over prompt templates of unit embeddings, normalised again (CLIP, section
+    3.1.4).
 
     Args:
         model ([`~transformers.CLIPModel`]):
@@ -402,7 +358,7 @@ def class_embeddings(
 
 
 def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every name in every template, the templates of a class one after another."""
+    """Every name in every template; the prompts of a class follow one another."""
     if not class_names:
         raise ValueError("There are no classes.")
     if not templates:
@@ -415,15 +371,15 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
 
 
 def _class_means(prompt_embeds: Tensor, num_classes: int) -> Tensor:
-    """From the unit embeddings of [`class_prompts`] to one a class."""
+    """One embedding for each class, from the unit embeddings of its [`class_prompts`]."""
     return F.normalize(prompt_embeds.unflatten(0, (num_classes, -1)).mean(dim=1), dim=-1)
 
 
-# What a DataLoader gives to its workers is at module level: a local function cannot be pickled, and where processes start
-# by spawn or forkserver (macOS, Windows, Python 3.14) all of it is.
+# What a DataLoader gives to its workers is pickled where processes start by spawn or forkserver (macOS, Windows, Python
+# 3.14). A local function cannot be pickled, so these classes stand at module level.
 @dataclass(frozen=True)
 class _ImageBatches:
-    """Pixel values of the images at given rows; where one is broken, the error with its row."""
+    """Pixel values of the images at given rows, or the error of the first one that is broken."""
 
     images: Sequence
     image_processor: Any
@@ -474,8 +430,8 @@ def _encode(
         num_workers=num_workers,
         pin_memory=model.device.type == "cuda",
     )
-    # Every process fills its own rows of a matrix of zeros; the sum over the processes has each row exactly once. On
-    # the model's device, so that no batch waits for a copy to the host.
+    # Every process fills its own rows of a matrix of zeros; the sum over the processes has each row exactly once. The
+    # matrix is on the model's device, so that no batch waits for a copy to the host.
     embeds = torch.zeros(num_rows, model.config.projection_dim, device=model.device)
     was_training = model.training
     model.eval()

@@ -25,55 +25,30 @@ GENERAL_TEMPLATES = ["a photo of a {}.", "a photo of the {}.", "a picture of a {
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    r"""
-    One split, ready to be embedded, and the splits that its protocols take beside it.
+    """One split, ready to be embedded, and the splits that its protocols use beside it."""
 
-    Args:
-        name (`str`):
-            Dataset and split.
-        dataset (`datasets.Dataset`):
-            The rows, images undecoded in the column `image`.
-        labels (`torch.Tensor` of shape `(num_rows,)`, *optional*):
-            Classes of the rows.
-        class_names (`list[str]`, *optional*):
-            Names of the classes.
-        templates (`list[str]`):
-            Prompt templates.
-        captions (`list[list[str]]`, *optional*):
-            Captions of each row.
-        superclasses (`torch.Tensor` of shape `(num_classes,)`, *optional*):
-            Superclass of each class.
-        is_winoground (`bool`):
-            Whether two rows after one another are the images and captions of one example of Winoground.
-        benchmark ([`Benchmark`]):
-            Where the set comes from.
-        train ([`EvaluationSet`], *optional*):
-            Its reference images.
-        shifts (`Sequence[EvaluationSet]`):
-            Its natural distribution shifts.
-        baseline_line ([`BaselineLine`], *optional*):
-            Of a shifted set: the accuracy that accuracy without the shift lets expect.
-    """
-
-    name: str
-    dataset: Dataset
+    name: str  # dataset and split
+    dataset: Dataset  # images undecoded, in the column `image`
     labels: Tensor | None
     class_names: list[str] | None
     templates: list[str]
-    captions: list[list[str]] | None
-    superclasses: Tensor | None
-    is_winoground: bool
+    captions: list[list[str]] | None  # of each row
+    superclasses: Tensor | None  # of each class
+    is_winoground: bool  # whether rows 2i and 2i + 1 are the images and captions of one example of Winoground
     benchmark: Benchmark
-    train: "EvaluationSet | None" = None
-    shifts: "Sequence[EvaluationSet]" = ()
-    baseline_line: BaselineLine | None = None
+    train: "EvaluationSet | None" = None  # reference images
+    shifts: "Sequence[EvaluationSet]" = ()  # natural distribution shifts
+    baseline_line: BaselineLine | None = None  # of a shifted set: the accuracy to expect on it
 
 
 def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationSet:
     """The measured set with its reference images and its shifts, not yet embedded."""
     benchmark = open_benchmark(args.dataset)
     split, train_split = args.split or benchmark.split, args.train_split or benchmark.train_split
-    templates = None if args.templates is None else _read_templates(args.templates)
+    templates = None
+    if args.templates is not None:
+        path = find_file(args.templates, "training/recipes/comparisons", ".txt", "file of templates")
+        templates = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     # With a string label column, all these splits share their classes.
     splits = [split, *args.shift_splits, *args.class_splits, *([train_split] if train_split else [])]
 
@@ -104,28 +79,13 @@ def load_evaluation_set(
     class_splits: Iterable[str] = (),
     labels_only: bool = False,
 ) -> EvaluationSet:
-    r"""
-    Args:
-        benchmark ([`Benchmark`]):
-            Where the set lies.
-        split (`str`):
-            The split.
-        args ([`DataArguments`]):
-            Which columns to read and which rows to leave out. A column that is `None` is the one that fits, where just
-            one does: the only image column; `label`, `cls`, or the only ClassLabel column; `captions`, `caption` or
-            `txt`. No superclasses by default.
-        templates (`list[str]`, *optional*):
-            Prompt templates instead of the benchmark's own, or of the general ones where it has none.
-        class_splits (`Iterable[str]`, *optional*):
-            With a string label column: the splits over which its distinct values are the classes, besides `split`.
-        labels_only (`bool`, *optional*, defaults to `False`):
-            Whether to leave out captions and superclasses, which reference images and shifted sets have no use for.
+    """
+    One split of a benchmark. Where `args` name no column, the one that fits is taken: the only image column; `label`,
+    `cls`, or the only ClassLabel column; `captions`, `caption` or `txt`. Superclasses have to be asked for.
 
-    Returns:
-        [`EvaluationSet`]
-
-    Raises:
-        `ValueError`: a column that is missing or does not hold what it should, labels without class names, no rows.
+    `templates` replace the benchmark's own. With a string label column, its distinct values in `split` and in the
+    `class_splits` are the classes. `labels_only` leaves out captions and superclasses, which reference images and shifted
+    sets have no use for.
     """
     dataset = _without(benchmark.load(split), args.exclude)
     name = f"{benchmark.path} [{split}]"
@@ -141,9 +101,9 @@ def load_evaluation_set(
         check_column(dataset, label_column, "--label_column")
         pooled = {split: dataset}
         if dataset.features[label_column] in TEXT or coarse_column:
-            pooled |= {
-                other: _without(benchmark.load(other), args.exclude) for other in class_splits if other != split
-            }
+            for other in class_splits:
+                if other not in pooled:
+                    pooled[other] = _without(benchmark.load(other), args.exclude)
         class_names, rows = _classes(pooled, label_column, benchmark.class_names(split))
         labels = torch.tensor(rows[split])
         if coarse_column is not None:
@@ -161,11 +121,6 @@ def load_evaluation_set(
     )
 
 
-def _read_templates(name: str) -> list[str]:
-    path = find_file(name, "training/recipes/comparisons", ".txt", "file of templates")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-
-
 def _read_points(path: str) -> list[tuple[float, float]]:
     try:
         with open(path, newline="") as file:
@@ -177,7 +132,7 @@ def _read_points(path: str) -> list[tuple[float, float]]:
 
 
 def _in_single_file(dataset: Dataset) -> Dataset:
-    """Winoground's rows of two images and two captions as two rows of one each."""
+    """Turns Winoground's rows of two images and two captions into two rows with one of each."""
     halves = [
         dataset.select_columns([f"image_{half}", f"caption_{half}"]).rename_columns(
             {f"image_{half}": "image", f"caption_{half}": "caption"}
@@ -251,15 +206,13 @@ def _classes(
 def _superclasses(
     datasets: dict[str, Dataset], rows: dict[str, list[int]], class_names: list[str], column: str
 ) -> Tensor:
-    """The one superclass that the rows of each class have."""
-    values = []
+    """Superclass of each class, which all of its rows must share."""
+    superclass = {}
     for split, dataset in datasets.items():
         check_column(dataset, column, "--coarse_column")
-        values += zip(rows[split], dataset[column][:], strict=True)
-    superclass = {}
-    for label, value in values:
-        if superclass.setdefault(label, value) != value:
-            raise ValueError(f"Class '{class_names[label]}' has rows of two superclasses in column '{column}'.")
+        for label, value in zip(rows[split], dataset[column][:], strict=True):
+            if superclass.setdefault(label, value) != value:
+                raise ValueError(f"Class '{class_names[label]}' has rows of two superclasses in column '{column}'.")
     if missing := [name for label, name in enumerate(class_names) if label not in superclass]:
         raise ValueError(f"Class '{missing[0]}' is empty: it has no row that would say its superclass ('{column}').")
     index = {value: number for number, value in enumerate(sorted(set(superclass.values())))}
@@ -273,7 +226,7 @@ def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
             return None
         try:
             return _captions(dataset, column)
-        # What nobody asked for ends no run.
+        # The captions were not asked for, so that a fault in them must not end the run.
         except ValueError as error:
             logger.warning(f"Captions are left out: {error}")
             return None
