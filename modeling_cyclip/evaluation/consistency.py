@@ -52,7 +52,7 @@ def neighbour_votes(
 ) -> dict[int, Tensor]:
     r"""
     The label that most of an image's k nearest reference images have, by cosine. Where several labels lead, k is lowered
-    until one does. Of equally similar references the one of the lower index is the nearer.
+    until one does. Among equally similar references the one of the lower index is the nearer.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(num_images, dim)`):

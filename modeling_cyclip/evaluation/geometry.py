@@ -1,6 +1,7 @@
 """
-Geometry of the joint space: alignment, uniformity, modality gap, cyclic gaps, effective rank, all in float64; the modality
-gap closed for free; clusters inside one modality.
+Geometry of the joint space: alignment, uniformity, modality gap, cyclic gaps and effective rank, all in float64. Beside
+them embeddings without their modality's mean, which closes the modality gap without training, and clusters inside one
+modality.
 """
 
 import torch
@@ -108,8 +109,8 @@ def cyclic_gaps(image_embeds: Tensor, text_embeds: Tensor) -> dict[str, float]:
 
 def effective_rank(embeds: Tensor) -> float:
     r"""
-    exp of the entropy of the singular values, taken as shares of their sum (Roy and Vetterli, 2007): the number of
-    directions in use, from 1 to `dim`.
+    The number of directions in use, from 1 to `dim`: exp of the entropy of the singular values, taken as shares of their
+    sum (Roy and Vetterli, 2007).
 
     Args:
         embeds (`torch.Tensor` of shape `(num_rows, dim)`):
@@ -128,7 +129,7 @@ def effective_rank(embeds: Tensor) -> float:
 
 def center(embeds: Tensor, mean: Tensor) -> Tensor:
     r"""
-    Embeddings with the mean of their modality removed, unit-norm again. What a training is said to gain by closing the
+    Embeddings with the mean of their modality removed and unit norm again. What a training is said to gain by closing the
     gap must exceed what this gives without training (Liang et al., 2022, section 4.2).
 
     Args:
@@ -145,7 +146,7 @@ def center(embeds: Tensor, mean: Tensor) -> Tensor:
 
 def clustering(embeds: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float]:
     r"""
-    k-means with as many clusters as there are labels, best of four starts, against the labels.
+    How well k-means finds the labels, with as many clusters as there are labels and the best of four starts.
 
     Args:
         embeds (`torch.Tensor` of shape `(num_items, dim)`):

@@ -20,8 +20,8 @@ class Measure:
         scores (`torch.Tensor` of shape `(num_items,)`):
             Each item's score, 0 or 1 for an accuracy.
         classes (`torch.Tensor` of shape `(num_items,)`, *optional*):
-            Class of each item. Given, the figure is the mean over classes of the class's mean, over the classes that
-            have items; otherwise the mean over items.
+            Class of each item. With it, the figure is the mean of the class means, over the classes that have items;
+            without it, the mean over items.
     """
 
     scores: Tensor
@@ -65,8 +65,8 @@ def bootstrap_interval(
     r"""
     Percentile interval of a mean under resampling of the items with replacement (Efron, 1979).
 
-    Items of equal score (and class) are interchangeable, so that a resample is a draw of how often each distinct one
-    occurs: exactly the bootstrap, at the cost of the distinct scores (two for an accuracy) and not of the items.
+    Items of equal score (and class) are interchangeable, so that a resample is a draw of how often each distinct score
+    occurs. This is exactly the bootstrap, at the cost of the distinct scores (two for an accuracy) and not of the items.
 
     Args:
         scores (`torch.Tensor` of shape `(num_items,)`):

@@ -19,7 +19,7 @@ from .zero_shot import check_labels
 C_GRID = tuple(10.0**exponent for exponent in range(-3, 4))
 MAX_ITERATIONS = 200
 
-# With fewer training images a class, on average, a fifth of them says nothing of a penalty.
+# With fewer training images a class, on average, a held-out fifth of them says nothing of a penalty.
 MIN_IMAGES_PER_CLASS = 5
 
 
@@ -37,8 +37,8 @@ def linear_probe(
     seed: int = 0,
 ) -> dict[str, Measure]:
     r"""
-    The official probe: one linear layer by AdamW with a cosine to zero, weight decay on the weights and not on the
-    biases, on features before normalisation (CyCLIP, section 4.2).
+    The official probe: one linear layer on features before normalisation (CyCLIP, section 4.2). AdamW trains it with a
+    cosine schedule to zero, and with weight decay on the weights and not on the biases.
 
     Args:
         train_features (`torch.Tensor` of shape `(num_train, dim)`):
@@ -98,9 +98,9 @@ def logistic_regression(
     seed: int = 0,
 ) -> dict[str, Measure | float]:
     r"""
-    Logistic regression by L-BFGS (CLIP, section 3.2, by scikit-learn). Of the penalties tried the one that is best on a
-    held-out fifth of the training images is taken, then all of them are fitted. Features are moved to mean zero and
-    divided by one number, so that the same penalties suit models of any scale and steps are few.
+    Logistic regression by L-BFGS (CLIP, section 3.2, by scikit-learn). The penalty is the one that does best on a held-out
+    fifth of the training images; with it all training images are fitted. Features are moved to mean zero and divided by
+    one number, so that the same penalties suit models of any scale and few steps are needed.
 
     Args:
         train_features, train_labels, test_features, test_labels (`torch.Tensor`):
@@ -126,7 +126,7 @@ def logistic_regression(
             f"{len(np.unique(labels))} classes."
         )
     fitted, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=seed)
-    # Each fit starts from the one before; once a weaker penalty is worse, those weaker still are not tried.
+    # Each fit starts from the one before. Once a weaker penalty is worse, still weaker ones are not tried.
     classifier = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
     best_score, best = -1.0, C_GRID[0]
     for c in C_GRID:

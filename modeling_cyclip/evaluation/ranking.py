@@ -19,40 +19,26 @@ def similarity_chunks(queries: Tensor, candidates: Tensor) -> Iterator[tuple[sli
 
 
 def rank_of(similarities: Tensor, targets: Tensor) -> Tensor:
-    r"""
-    Args:
-        similarities (`torch.Tensor` of shape `(num_queries, num_candidates)`):
-            Similarities.
-        targets (`torch.Tensor` of shape `(num_queries,)`):
-            The candidate whose rank is asked for.
-
-    Returns:
-        `torch.Tensor` of shape `(num_queries,)`: how many candidates come before the target, 0 for the best. Of equal
-        similarities the lower index comes first, so that a tie is neither a hit nor a miss by itself: a model that
-        gives all the same similarity scores at chance level.
+    """
+    How many candidates come before each query's target, 0 for the best: from `(num_queries, num_candidates)` and
+    `(num_queries,)` to `(num_queries,)`. Of equal similarities the lower index comes first, so that a tie is neither a hit
+    nor a miss by itself: a model that gives everything the same similarity scores at chance level.
     """
     own = similarities.gather(1, targets[:, None])
     before = torch.arange(similarities.shape[1], device=similarities.device) < targets[:, None]
-    # Not "greater": what is not a number comes before all, so that a model that has diverged finds nothing.
+    # Not "greater": what is not a number comes before everything, so that a model that has diverged finds nothing.
     return (~(similarities <= own) | ((similarities == own) & before)).sum(dim=1)
 
 
 def nearest(similarities: Tensor, k: int) -> Tensor:
-    r"""
-    Args:
-        similarities (`torch.Tensor` of shape `(num_queries, num_candidates)`):
-            Similarities.
-        k (`int`):
-            Number of candidates, at most `num_candidates`.
-
-    Returns:
-        `torch.Tensor` of shape `(num_queries, k)`: indices of the most similar candidates, most similar first, of
-        equal ones the lower index first.
+    """
+    Indices of the k most similar candidates, the most similar first: from `(num_queries, num_candidates)` to
+    `(num_queries, k)`. Of equal similarities the lower index comes first.
     """
     values, indices = similarities.topk(min(k + 1, similarities.shape[1]), dim=1)
     indices = indices[:, :k]
-    # `topk` leaves open which of equal values it takes and in what order. A row without equal values among the first k
-    # and the one after them needs no more.
+    # `topk` leaves open which of equal values it takes and in what order. Only a row with equal values among its first
+    # k + 1 has to be sorted again.
     tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
     for row in tied.nonzero()[:, 0].tolist():
         indices[row] = similarities[row].argsort(descending=True, stable=True)[:k]
@@ -60,20 +46,12 @@ def nearest(similarities: Tensor, k: int) -> Tensor:
 
 
 def majority_votes(labels: Tensor, ks: Sequence[int]) -> dict[int, Tensor]:
-    r"""
-    The label that most of the first k neighbours have. Where several lead, k is lowered until one does.
-
-    Args:
-        labels (`torch.Tensor` of shape `(num_queries, max(ks))`):
-            Labels of each query's neighbours, nearest first.
-        ks (`Sequence[int]`):
-            Numbers of neighbours that vote.
-
-    Returns:
-        `dict[int, torch.Tensor]`: for each k the labels, of shape `(num_queries,)`.
     """
-    # How often the label in each column has occurred up to there. A label reaches each count in exactly one column, so
-    # among the first k columns the labels that lead are as many as the columns with the highest count.
+    For each k the label that most of the first k neighbours have, `(num_queries,)`. Where several lead, k is lowered until
+    one does. `labels` are those of each query's neighbours, nearest first, `(num_queries, max(ks))`.
+    """
+    # How often the label in each column has occurred up to there. A label reaches each count in exactly one column.
+    # Among the first k columns there are therefore as many leading labels as columns with the highest count.
     same = labels[:, :, None] == labels[:, None, :]
     counts = same.tril().sum(dim=2)
     winners, votes = labels[:, 0], {}

@@ -7,32 +7,29 @@ from pathlib import Path
 from .intervals import Measure
 
 
-# Between the two checkpoints in the heading of their differences.
+# Stands between the two checkpoints in the heading of their differences.
 MINUS = " minus "
 
-# What the names of protocols end with that ran on centred embeddings.
+# Ends the names of protocols that ran on centred embeddings.
 CENTRED = ", centred"
 
 Results = Mapping[str, Mapping[str, Measure | float]]
 
 
-def figure_json(figure: Measure | float, seed: int) -> dict:
-    """A figure as plain numbers, with interval and number of test items where it is a mean over items."""
-    if not isinstance(figure, Measure):
-        return {"value": figure}
-    low, high = figure.interval(seed=seed)
-    return {"value": figure.value, "low": low, "high": high, "items": len(figure)}
-
-
 def results_json(results: Results, seed: int) -> dict:
-    return {
-        task: {name: figure_json(figure, seed) for name, figure in figures.items()}
-        for task, figures in results.items()
-    }
+    """Figures as plain numbers, with interval and number of test items where they are means over items."""
+
+    def plain(figure: Measure | float) -> dict:
+        if not isinstance(figure, Measure):
+            return {"value": figure}
+        low, high = figure.interval(seed=seed)
+        return {"value": figure.value, "low": low, "high": high, "items": len(figure)}
+
+    return {task: {name: plain(figure) for name, figure in figures.items()} for task, figures in results.items()}
 
 
 def differences(results: Results, others: Results) -> Results:
-    """Figure by figure the first minus the second; for means over test items paired, item by item."""
+    """Each figure of the first minus that of the second. Means over test items are paired, item by item."""
 
     def difference(figure: Measure | float, other: Measure | float) -> Measure | float:
         return figure.minus(other) if isinstance(figure, Measure) else figure - other
@@ -44,7 +41,7 @@ def differences(results: Results, others: Results) -> Results:
 
 
 def markdown_table(results: dict, unit: str = "%") -> str:
-    """One row a figure. Means over test items are shares and shown in hundredths; other figures as they are."""
+    """One row for each figure. Means over test items are shares, shown in hundredths; other figures are shown as is."""
     lines = ["| task | figure | value | 95 % interval | test items |", "|---|---|---:|---:|---:|"]
     for task, figures in results.items():
         for name, figure in figures.items():
@@ -57,19 +54,9 @@ def markdown_table(results: dict, unit: str = "%") -> str:
 
 
 def write_report(output_dir: Path, header: dict, tables: dict[str, dict], plots: list[Path]) -> str:
-    r"""
-    Args:
-        output_dir (`Path`):
-            Where `results.json` and `results.md` go.
-        header (`dict`):
-            What was measured, on what and how.
-        tables (`dict[str, dict]`):
-            Results by heading (a checkpoint, or a difference of two), as `results_json` gives them.
-        plots (`list[Path]`):
-            PNG files in `output_dir`, to be linked.
-
-    Returns:
-        `str`: the tables as Markdown.
+    """
+    Writes `results.json` and `results.md`, and returns the tables as Markdown. `tables` holds what `results_json` gives, by
+    heading (a checkpoint, or a difference of two); `plots` are PNG files in `output_dir`, to be linked.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "results.json").write_text(json.dumps({**header, "results": tables}, indent=2) + "\n")

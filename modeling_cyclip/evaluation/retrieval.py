@@ -1,5 +1,5 @@
 """
-Retrieval between images and captions (the test protocol of Karpathy and Fei-Fei, 2015), among two images and two captions
+Retrieval between images and captions (the test protocol of Karpathy and Fei-Fei, 2015), between two images and two captions
 of the same words (Winoground; Thrush et al., 2022, section 3), and inside one modality.
 """
 
@@ -23,7 +23,7 @@ def retrieval(
         image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
             Unit-norm image embeddings.
         caption_embeds (`torch.Tensor` of shape `(num_captions, dim)`):
-            Unit-norm caption embeddings, any number an image, at least one.
+            Unit-norm caption embeddings, at least one for each image.
         caption_images (`torch.Tensor` of shape `(num_captions,)`):
             The image that each caption belongs to.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
@@ -68,6 +68,8 @@ def _first_best(values: Tensor) -> Tensor:
 
 def winoground(image_embeds: Tensor, caption_embeds: Tensor) -> dict[str, Measure]:
     r"""
+    Whether the right image and caption of two examples with the same words find each other.
+
     Args:
         image_embeds (`torch.Tensor` of shape `(num_examples, 2, dim)`):
             Unit-norm embeddings of the two images of each example.
@@ -102,8 +104,8 @@ def winoground(image_embeds: Tensor, caption_embeds: Tensor) -> dict[str, Measur
 
 def same_class_retrieval(embeds: Tensor, labels: Tensor) -> dict[str, Measure]:
     r"""
-    Every item is a query among all others; those of its class are relevant. The average precision of a query is the mean,
-    over the relevant items, of the precision at their rank. Items that are alone in their class are no queries.
+    Every item is a query among all others; those of its class are relevant. The average precision of a query is the mean
+    of the precision at the ranks of the relevant items. Items that are alone in their class are no queries.
 
     Args:
         embeds (`torch.Tensor` of shape `(num_items, dim)`):

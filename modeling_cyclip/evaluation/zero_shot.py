@@ -2,8 +2,9 @@
 Classification by text: zero-shot (CLIP, section 3.1; CyCLIP, section 4.1), in fine and coarse classes (CyCLIP, section
 5.2), and under natural distribution shift (Taori et al., 2020; CyCLIP, section 4.3).
 
-Effective robustness is accuracy under shift above what accuracy without it lets expect. Relative robustness, accuracy
-under shift above that of a model without the intervention, is a paired difference of two checkpoints' measures.
+Effective robustness is how far a model's accuracy under shift exceeds what its accuracy without the shift lets expect.
+Relative robustness is how far it exceeds that of a model without the intervention: a paired difference of two checkpoints'
+measures.
 """
 
 from collections import Counter
@@ -22,6 +23,8 @@ def zero_shot(
     image_embeds: Tensor, class_embeds: Tensor, labels: Tensor, topk: Sequence[int] = (1, 3, 5, 10)
 ) -> dict[str, Measure]:
     r"""
+    Top-k accuracy of the classes whose embeddings are most similar to an image.
+
     Args:
         image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
             Unit-norm image embeddings.
@@ -34,11 +37,11 @@ def zero_shot(
 
     Returns:
         `dict[str, Measure]`: `top1`, `top3`, ... and `mean_per_class`, the mean over classes of their top-1 accuracy.
-        The float is in `.value`, in [0, 1]. Of classes with equal similarity the one of the lower index counts as the
-        better.
+        The float is in `.value`, in [0, 1]. Among classes with equal similarity the one of the lower index counts as
+        the better.
 
     Raises:
-        `ValueError`: a label that is no class, other than one label an image.
+        `ValueError`: a label that is no class, or not one label for each image.
     """
     check_labels(labels, len(image_embeds), len(class_embeds))
     ranks = torch.empty_like(labels)
@@ -49,13 +52,13 @@ def zero_shot(
 
 
 def predict(image_embeds: Tensor, class_embeds: Tensor) -> Tensor:
-    """The most similar class of each image, of equal ones the lower, `(num_images,)`."""
+    """The most similar class of each image, `(num_images,)`; the lower index among equally similar ones."""
     predictions = [nearest(similarities, 1)[:, 0] for _, similarities in similarity_chunks(image_embeds, class_embeds)]
     return torch.cat(predictions)
 
 
 def check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
-    """Refuses labels that are not one class an image."""
+    """Refuses labels that are not one class for each image."""
     if labels.shape != (num_images,):
         raise ValueError(f"{num_images} images need as many labels, got a tensor of shape {tuple(labels.shape)}.")
     if num_images == 0:
@@ -77,8 +80,8 @@ def fine_coarse(
     topk: Sequence[int] = (1, 2, 3),
 ) -> dict[str, Measure]:
     r"""
-    Fine: the right class among the classes of its own superclass. Coarse: the right superclass among all, the score of a
-    superclass being that of its best class.
+    Fine: the right class is found among the classes of its own superclass. Coarse: the right superclass is found among all
+    superclasses, each with the score of its best class.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
@@ -120,37 +123,14 @@ def fine_coarse(
 
 @dataclass(frozen=True)
 class BaselineLine:
-    r"""
-    Accuracy under shift that a model's accuracy on the unshifted set lets expect, both in percent.
-
-    Args:
-        slope (`float`):
-            Points under shift for a point without.
-        intercept (`float`):
-            Points under shift at an accuracy of zero.
-    """
+    """The accuracy to expect under shift, as a line over the accuracy without it, both in percent."""
 
     slope: float
     intercept: float
 
-    def expected(self, accuracy: float) -> float:
-        return self.slope * accuracy + self.intercept
-
 
 def fit_line(points: Sequence[tuple[float, float]]) -> BaselineLine:
-    r"""
-    Least squares over baseline models.
-
-    Args:
-        points (`Sequence[tuple[float, float]]`):
-            Accuracy without and with the shift of each model, in percent.
-
-    Returns:
-        [`BaselineLine`]
-
-    Raises:
-        `ValueError`: fewer than two different accuracies, through which there is no line.
-    """
+    """The line through baseline models by least squares, from the accuracies of each without and with the shift."""
     accuracies, shifted = np.asarray(points, dtype=float).reshape(-1, 2).T
     if len(np.unique(accuracies)) < 2:
         raise ValueError("A baseline line needs models of at least two different accuracies.")
@@ -159,8 +139,8 @@ def fit_line(points: Sequence[tuple[float, float]]) -> BaselineLine:
 
 
 def effective_robustness(accuracy: float, shifted_accuracy: float, line: BaselineLine) -> float:
-    """Percentage points of accuracy under shift above what the line lets expect (Taori et al., section 2)."""
-    return shifted_accuracy - line.expected(accuracy)
+    """How many percentage points the accuracy under shift lies above the line (Taori et al., section 2)."""
+    return shifted_accuracy - (line.slope * accuracy + line.intercept)
 
 
 def matched_accuracy(
@@ -171,28 +151,12 @@ def matched_accuracy(
     shifted_class_names: Sequence[str],
     shifted_labels: Tensor,
 ) -> Measure:
-    r"""
-    Top-1 accuracy of the unshifted set on what it has in common with a shifted one: the classes that the shifted set
-    names are the candidates, and the images are those of the classes that it has images of. Sets such as ImageNet-A
-    have a subset of the classes; accuracies over different classes say nothing of the shift.
+    """
+    Top-1 accuracy of the unshifted set on what it has in common with a shifted one. The candidates are the classes that
+    the shifted set names, and the images are those of the classes that it has images of. Sets such as ImageNet-A have a
+    subset of the classes, and accuracies over different classes say nothing of the shift.
 
-    Args:
-        image_embeds (`torch.Tensor` of shape `(num_images, dim)`):
-            Unit-norm embeddings of the unshifted images.
-        class_embeds (`torch.Tensor` of shape `(num_classes, dim)`):
-            Unit-norm class embeddings.
-        labels (`torch.Tensor` of shape `(num_images,)`):
-            Classes of the unshifted images.
-        class_names, shifted_class_names (`Sequence[str]`):
-            Names of the classes of both sets.
-        shifted_labels (`torch.Tensor`):
-            Classes of the shifted images.
-
-    Returns:
-        [`Measure`]
-
-    Raises:
-        `ValueError`: a class of the shifted set that the unshifted set does not have, or none of its images.
+    Embeddings and `labels` are those of the unshifted set, as of [`zero_shot`].
     """
     position = {name: label for label, name in enumerate(_numbered(class_names))}
     if missing := [name for name in _numbered(shifted_class_names) if name not in position]:
