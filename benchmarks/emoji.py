@@ -1,12 +1,16 @@
-"""Builds the emoji set from public npm packages: 12,294 pictures of 1,914 emoji in seven drawing styles.
+"""Builds the emoji data from public npm packages: 12,294 pictures of 1,914 emoji in seven drawing styles.
 
     pip install resvg-py==0.5.0
-    python benchmarks/build_emoji.py outputs/emoji/set
-    python benchmarks/prepare_emoji.py outputs/emoji/set outputs/emoji
+    python benchmarks/emoji.py outputs/emoji
 
 Downloads 166 MB from the npm registry (npm itself is not needed; the environment variable npm_config_registry names another
-registry). A split is a style; columns: image (64x64, JPEG, on white), name, keywords, group, subgroup, vendor, codepoint.
-No skin tones.
+registry) and writes into the folder:
+
+- `set`: all pictures. A split is a style; columns: image (64x64, JPEG, on white), name, keywords, group, subgroup, vendor,
+  codepoint. No skin tones.
+- `train`: four styles to train on. A caption is the name and a random part of the keywords; several drawings of it lie in a
+  list. Flags and symbols are left out here and in the tests, since their pictures do not tell their names.
+- `fluent_flat`, `noto_v1_blob`, `openmoji_black`: three other styles to test on, with the name as the label.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import re
 import sys
 import tarfile
@@ -23,7 +28,7 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.request import urlopen
 
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 from PIL import ImageOps, ImageStat
 
@@ -36,35 +41,14 @@ except ModuleNotFoundError as error:
 
 # Package: version, sha512 of its archive as the registry gives it ("integrity").
 PACKAGES = {
-    "emojibase-data": (
-        "17.0.0",
-        "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
-    ),
-    "emoji-datasource-google": (
-        "16.0.0",
-        "ZRexfzs7MVoLnmzZmNsO4TKhnAJp5D++Vm6PpUpH/jEQQlemp3l88CjZ+DoZ2faM9R4QxZkOPJCoT8DlPhfQ3A==",
-    ),
-    "emoji-datasource-twitter": (
-        "16.0.0",
-        "7F+uCuHH+7Qnrc15P5tnbvKkg9E6tlzi4MnT2uW1RlN4pLYTza6cP/dstIfSDMtpjFLWuZewWg8jBbuL2eyELQ==",
-    ),
-    "openmoji": (
-        "17.0.0",
-        "EBnYrNGdcdw+OSXmENeNE1yBNRu6tOraTmoOyUbJkTmvT/+XETp8RZLSJFzD3lrPc5N9CzsyPnRTk0Vp4UaI9w==",
-    ),
-    "@lobehub/fluent-emoji-3d": (
-        "1.1.0",
-        "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
-    ),
-    "@iconify-json/fluent-emoji-flat": (
-        "1.2.6",
-        "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
-    ),
-    "@iconify-json/noto-v1": (
-        "1.2.5",
-        "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
-    ),
-}
+    "emojibase-data": ("17.0.0", "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA=="),
+    "emoji-datasource-google": ("16.0.0", "ZRexfzs7MVoLnmzZmNsO4TKhnAJp5D++Vm6PpUpH/jEQQlemp3l88CjZ+DoZ2faM9R4QxZkOPJCoT8DlPhfQ3A=="),
+    "emoji-datasource-twitter": ("16.0.0", "7F+uCuHH+7Qnrc15P5tnbvKkg9E6tlzi4MnT2uW1RlN4pLYTza6cP/dstIfSDMtpjFLWuZewWg8jBbuL2eyELQ=="),
+    "openmoji": ("17.0.0", "EBnYrNGdcdw+OSXmENeNE1yBNRu6tOraTmoOyUbJkTmvT/+XETp8RZLSJFzD3lrPc5N9CzsyPnRTk0Vp4UaI9w=="),
+    "@lobehub/fluent-emoji-3d": ("1.1.0", "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="),
+    "@iconify-json/fluent-emoji-flat": ("1.2.6", "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw=="),
+    "@iconify-json/noto-v1": ("1.2.5", "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA=="),
+}  # fmt: skip
 # Style: package, folder of the pictures in it (None: an Iconify collection), artist, licence of the pictures.
 STYLES = {
     "noto": ("emoji-datasource-google", "img/google/64", "Google", "Apache-2.0"),
@@ -80,18 +64,16 @@ DRAWN_SIZE = 128
 # Grey levels of a picture that shows nothing on white deviate by less: a white square, and a missing drawing.
 BLANK = 3
 # Published figures are of a set without these blobs, on which the renderer of that time (resvg-js 2.6.2) fails.
-LEFT_OUT = {
-    "noto_v1_blob": {"1F3CB", "1F3CB-FE0F-200D-2642-FE0F", "1F41E", "2615", "1F378", "1F685", "1F691"},
-}
+LEFT_OUT = {"noto_v1_blob": {"1F3CB", "1F3CB-FE0F-200D-2642-FE0F", "1F41E", "2615", "1F378", "1F685", "1F691"}}
+
+TRAIN_STYLES = ["noto", "twemoji", "openmoji", "fluent_3d"]
+TEST_STYLES = ["fluent_flat", "noto_v1_blob", "openmoji_black"]
+LEFT_OUT_GROUPS = {"flags", "symbols"}
+CAPTIONS_PER_IMAGE = 16
 
 
 def download(package: str) -> dict[str, bytes]:
-    """
-    The files of a package by their path in it.
-
-    Raises:
-        `ValueError`: no such archive within reach, or another one than expected.
-    """
+    """The files of a package by their path in it."""
     version, sha512 = PACKAGES[package]
     registry = os.environ.get("npm_config_registry", "https://registry.npmjs.org").rstrip("/")
     url = f"{registry}/{package}/-/{package.split('/')[-1]}-{version}.tgz"
@@ -204,41 +186,68 @@ def build_style(style: str, rows: list[dict], groups: list[str], files: dict[str
     return Dataset.from_list(drawn, features=features).select_columns(list(features))
 
 
-def readme(counts: dict[str, int]) -> str:
-    table = [
-        f"| {style} | {counts[style]:,} | {package} {PACKAGES[package][0]} | {artist} | {licence} |"
+def readme(styles: DatasetDict) -> str:
+    table = "\n".join(
+        f"| {style} | {len(styles[style]):,} | {package} {PACKAGES[package][0]} | {artist} | {licence} |"
         for style, (package, _, artist, licence) in STYLES.items()
-    ]
-    return "\n".join(
-        [
-            "---\nlicense: [apache-2.0, cc-by-4.0, cc-by-sa-4.0, mit]\n---\n",
-            "# Emoji in seven drawing styles, with names and keywords\n",
-            f"{sum(counts.values()):,} images, {SIZE}x{SIZE} JPEG on white, without skin tones. A split is a style.\n",
-            "| split | images | from (npm) | pictures by | licence of the pictures |",
-            "|---|---|---|---|---|",
-            *table,
-            "",
-            f"Names, keywords and groups: emojibase-data {PACKAGES['emojibase-data'][0]} (MIT), from Unicode CLDR "
-            "(Unicode License). The pictures were scaled and put on white.\n",
-        ]
     )
+    return f"""---
+license: [apache-2.0, cc-by-4.0, cc-by-sa-4.0, mit]
+---
+
+# Emoji in seven drawing styles, with names and keywords
+
+{sum(map(len, styles.values())):,} images, {SIZE}x{SIZE} JPEG on white, without skin tones. A split is a style.
+
+| split | images | from (npm) | pictures by | licence of the pictures |
+|---|---|---|---|---|
+{table}
+
+Names, keywords and groups: emojibase-data {PACKAGES["emojibase-data"][0]} (MIT), from Unicode CLDR (Unicode License). The \
+pictures were scaled and put on white.
+"""
+
+
+def captions(name: str, keywords: str, codepoint: str, vendor: int) -> dict[str, list[str]]:
+    generator = random.Random(f"{codepoint} {vendor}")
+    words = [word for word in keywords.split(", ") if word and word != name]
+    drawn = [
+        generator.sample(words, generator.randint(0, len(words))) if words else [] for _ in range(CAPTIONS_PER_IMAGE)
+    ]
+    return {"captions": [", ".join([name, *part]) for part in drawn]}
+
+
+def training_and_test_sets(styles: DatasetDict) -> dict[str, Dataset]:
+    groups = styles["noto"].features["group"].names
+    styles = styles.filter(lambda group: groups[group] not in LEFT_OUT_GROUPS, input_columns="group")
+    names = ClassLabel(names=sorted({name for style in styles.values() for name in style["name"]}))
+    train = concatenate_datasets([styles[style] for style in TRAIN_STYLES])
+    train = train.map(captions, input_columns=["name", "keywords", "codepoint", "vendor"])
+    sets = {"train": train.select_columns(["image", "captions"])}
+    for style in TEST_STYLES:
+        labelled = styles[style].rename_column("name", "label").cast_column("label", names)
+        sets[style] = labelled.select_columns(["image", "label", "group"])
+    return sets
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", type=Path, help="Folder to write to.")
+    parser.add_argument("target", type=Path, help="folder to write to")
     args = parser.parse_args()
 
     rows, groups = read_emoji(download("emojibase-data"))
-    (args.target / "data").mkdir(parents=True, exist_ok=True)
-    counts = {}
+    styles = DatasetDict()
+    (args.target / "set" / "data").mkdir(parents=True, exist_ok=True)
     for style, (package, *_) in STYLES.items():
-        dataset = build_style(style, rows, groups, download(package))
-        dataset.to_parquet(args.target / "data" / f"{style}-00000-of-00001.parquet")
-        counts[style] = len(dataset)
-        print(f"{style}: {counts[style]} images")
-    (args.target / "README.md").write_text(readme(counts), encoding="utf-8")
-    print(f"{sum(counts.values())} images in all")
+        styles[style] = build_style(style, rows, groups, download(package))
+        styles[style].to_parquet(args.target / "set" / "data" / f"{style}-00000-of-00001.parquet")
+        print(f"set, {style}: {len(styles[style])} images")
+    (args.target / "set" / "README.md").write_text(readme(styles), encoding="utf-8")
+
+    for name, dataset in training_and_test_sets(styles).items():
+        (args.target / name).mkdir(exist_ok=True)
+        dataset.to_parquet(args.target / name / f"{'train' if name == 'train' else 'test'}.parquet")
+        print(f"{name}: {len(dataset)} images")
 
 
 if __name__ == "__main__":
