@@ -62,23 +62,20 @@ def embed_all(
 def embed(data: EvaluationSet, encoder: "Encoder", seed: int) -> EmbeddedSet | None:
     """All embeddings of a set, its reference images and its shifts, as of [`embed_all`]."""
     image_features = encoder.images(data.dataset)
-    prompt_features = caption_features = None
-    if data.class_names is not None:
-        prompt_features = encoder.texts(class_prompts(data.class_names, data.templates))
-    if data.captions is not None:
-        caption_features = encoder.texts([caption for captions in data.captions for caption in captions])
+    prompts = None if data.class_names is None else encoder.texts(class_prompts(data.class_names, data.templates))
+    captions = None if data.captions is None else encoder.texts([text for texts in data.captions for text in texts])
     train = None if data.train is None else embed(data.train, encoder, seed)
     shifts = [embed(shift, encoder, seed) for shift in data.shifts]
-    if image_features is None:
+    if not encoder.state.is_main_process:
         return None
 
     device = encoder.state.device
     class_embeds = caption_embeds = caption_images = None
-    if prompt_features is not None:
-        class_embeds = _class_means(F.normalize(prompt_features, dim=-1), len(data.class_names)).to(device)
-    if caption_features is not None:
-        caption_embeds = F.normalize(caption_features, dim=-1).to(device)
-        counts = torch.tensor([len(captions) for captions in data.captions])
+    if prompts is not None:
+        class_embeds = _class_means(F.normalize(prompts, dim=-1), len(data.class_names)).to(device)
+    if captions is not None:
+        caption_embeds = F.normalize(captions, dim=-1).to(device)
+        counts = torch.tensor([len(texts) for texts in data.captions])
         caption_images = torch.arange(len(counts)).repeat_interleave(counts).to(device)
     return EmbeddedSet(
         data=data,
@@ -262,17 +259,11 @@ def image_embeddings(
     Raises:
         `ValueError`: no images, or one that cannot be opened, with its row.
     """
-
-    def encode(pixel_values: Tensor | BrokenImageError) -> Tensor:
-        if isinstance(pixel_values, BrokenImageError):
-            raise ValueError(f"An image cannot be opened: {pixel_values}.")
-        pixel_values = pixel_values.to(model.device, model.dtype, non_blocking=True)
-        return model.get_image_features(pixel_values=pixel_values).pooler_output
-
     if len(images) == 0:
         raise ValueError("There are no images to embed.")
     batches = _ImageBatches(images, processor.image_processor)
-    return _encode(model, batches, len(images), encode, batch_size, normalize, num_workers, state, progress)
+    encode = model.get_image_features
+    return _encode(model, encode, batches, len(images), batch_size, normalize, num_workers, state, progress)
 
 
 def text_embeddings(
@@ -306,17 +297,13 @@ def text_embeddings(
     Raises:
         `ValueError`: no texts.
     """
-
-    def encode(inputs: dict[str, Tensor]) -> Tensor:
-        input_ids, attention_mask = (inputs[name].to(model.device) for name in ("input_ids", "attention_mask"))
-        return model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
-
     if len(texts) == 0:
         raise ValueError("There are no texts to embed.")
     position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     max_length = min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
     batches = _TextBatches(list(position), processor.tokenizer, max_length)
-    embeds = _encode(model, batches, len(position), encode, batch_size, normalize, 0, state, progress)
+    encode = model.get_text_features
+    embeds = _encode(model, encode, batches, len(position), batch_size, normalize, 0, state, progress)
     return embeds[[position[text] for text in texts]]
 
 
@@ -384,7 +371,7 @@ class _ImageBatches:
     images: Sequence
     image_processor: Any
 
-    def __getitem__(self, rows: list[int]) -> Tensor | BrokenImageError:
+    def __getitem__(self, rows: list[int]) -> dict[str, Tensor] | BrokenImageError:
         opened = []
         for row in rows:
             try:
@@ -392,7 +379,7 @@ class _ImageBatches:
             except BrokenImageError as error:
                 # An error that left a worker as an exception would arrive wrapped in the worker's traceback.
                 return BrokenImageError(f"row {row} ({error.name})", error.reason)
-        return self.image_processor(opened, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": self.image_processor(opened, return_tensors="pt")["pixel_values"]}
 
 
 @dataclass(frozen=True)
@@ -405,16 +392,17 @@ class _TextBatches:
 
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
         texts = [self.texts[row] for row in rows]
-        options = {"padding": "longest", "truncation": True, "max_length": self.max_length}
-        return dict(self.tokenizer(texts, **options, return_tensors="pt"))
+        options = {"padding": "longest", "truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
+        inputs = self.tokenizer(texts, **options)
+        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
 
 
 @torch.no_grad()
 def _encode(
     model: CLIPModel,
+    encode: Callable,
     batches: _ImageBatches | _TextBatches,
     num_rows: int,
-    encode: Callable,
     batch_size: int,
     normalize: bool,
     num_workers: int,
@@ -438,7 +426,13 @@ def _encode(
     try:
         show = progress and process_index == 0
         for rows, batch in zip(own, tqdm(loader, disable=not show, unit="batch"), strict=True):
-            embeds[rows[0] : rows[-1] + 1] = encode(batch)
+            if isinstance(batch, BrokenImageError):
+                raise ValueError(f"An image cannot be opened: {batch}.")
+            inputs = {
+                name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None, non_blocking=True)
+                for name, tensor in batch.items()
+            }
+            embeds[rows[0] : rows[-1] + 1] = encode(**inputs).pooler_output
     finally:
         model.train(was_training)
     if num_processes > 1:

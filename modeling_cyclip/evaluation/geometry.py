@@ -38,7 +38,6 @@ def labelled_alignment_uniformity(image_embeds: Tensor, class_embeds: Tensor, la
     """
     image_embeds, class_embeds = image_embeds.double(), class_embeds.double()
     check_labels(labels, len(image_embeds), len(class_embeds))
-    _check_pairs(len(image_embeds))
     class_sizes = torch.bincount(labels, minlength=len(class_embeds)).double()
     matched, total = 0.0, 0.0
     for rows, similarities in similarity_chunks(image_embeds, class_embeds):
@@ -69,7 +68,6 @@ def captioned_alignment_uniformity(image_embeds: Tensor, text_embeds: Tensor) ->
         `ValueError`: fewer than two pairs.
     """
     image_embeds, text_embeds = image_embeds.double(), text_embeds.double()
-    _check_pairs(len(image_embeds))
     matched, total = (image_embeds - text_embeds).square().sum().item(), 0.0
     for rows, similarities in similarity_chunks(image_embeds, text_embeds):
         # ‖I − T‖² = 2 − 2⟨I, T⟩ for unit norms.
@@ -171,10 +169,7 @@ def clustering(embeds: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float
 
 
 def _alignment_uniformity(matched: float, total: float, num_pairs: int) -> dict[str, float]:
-    mean = torch.tensor(total / (num_pairs * (num_pairs - 1)), dtype=torch.float64)
-    return {"alignment": matched / num_pairs, "uniformity": mean.log().item()}
-
-
-def _check_pairs(num_pairs: int) -> None:
     if num_pairs < 2:
         raise ValueError(f"Uniformity is a mean over pairs of different rows and needs two of them, got {num_pairs}.")
+    mean = torch.tensor(total / (num_pairs * (num_pairs - 1)), dtype=torch.float64)
+    return {"alignment": matched / num_pairs, "uniformity": mean.log().item()}

@@ -118,33 +118,29 @@ def logistic_regression(
     scale = (train_features - mean).square().mean().sqrt()
     features, test = (((part - mean) / scale).cpu().numpy() for part in (train_features, test_features))
     labels = train_labels.cpu().numpy()
-    if len(np.unique(labels)) < 2:
+    num_classes = len(np.unique(labels))
+    if num_classes < 2:
         raise ValueError("A linear probe needs training images of at least two classes.")
-    if len(labels) < MIN_IMAGES_PER_CLASS * len(np.unique(labels)):
+    if len(labels) < MIN_IMAGES_PER_CLASS * num_classes:
         raise ValueError(
             f"To choose a penalty takes {MIN_IMAGES_PER_CLASS} training images a class, got {len(labels)} for "
-            f"{len(np.unique(labels))} classes."
+            f"{num_classes} classes."
         )
     fitted, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=seed)
-    # Each fit starts from the one before. Once a weaker penalty is worse, still weaker ones are not tried.
     classifier = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
     best_score, best = -1.0, C_GRID[0]
-    for c in C_GRID:
-        _fit(classifier.set_params(C=c), features[fitted], labels[fitted])
-        score = classifier.score(features[held_out], labels[held_out])
-        if score < best_score:
-            break
-        if score > best_score:
-            best_score, best = score, c
-    final = _fit(LogisticRegression(C=best, max_iter=MAX_ITERATIONS), features, labels)
+    # Weak penalties need many steps, and the validation decides what a fit that has not converged is worth.
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        # Each fit starts from the one before. Once a weaker penalty is worse, still weaker ones are not tried.
+        for c in C_GRID:
+            classifier.set_params(C=c).fit(features[fitted], labels[fitted])
+            score = classifier.score(features[held_out], labels[held_out])
+            if score < best_score:
+                break
+            if score > best_score:
+                best_score, best = score, c
+        final = LogisticRegression(C=best, max_iter=MAX_ITERATIONS).fit(features, labels)
     return {**_accuracies(torch.from_numpy(final.predict(test)), test_labels.cpu()), "C": best}
-
-
-def _fit(classifier: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> LogisticRegression:
-    with warnings.catch_warnings():
-        # Weak penalties need many steps, and the validation decides what the result is worth.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return classifier.fit(features, labels)
 
 
 def _accuracies(predictions: Tensor, labels: Tensor) -> dict[str, Measure]:

@@ -50,8 +50,11 @@ def retrieval(
     for rows, similarities in similarity_chunks(image_embeds, caption_embeds):
         images = torch.arange(rows.start, rows.stop, device=similarities.device)
         own = caption_images[None, :] == images[:, None]
-        # The rank of the best own caption: nothing that comes before it is an own one.
-        text_ranks[rows] = rank_of(similarities, _first_best(similarities.masked_fill(~own, float("-inf"))))
+        # The rank of the best own caption: nothing that comes before it is an own one. `argmax` of the similarities does
+        # not promise to give the first of equal ones.
+        own_similarities = similarities.masked_fill(~own, float("-inf"))
+        is_best = own_similarities == own_similarities.amax(dim=1, keepdim=True)
+        text_ranks[rows] = rank_of(similarities, is_best.int().argmax(dim=1))
     image_ranks = torch.empty_like(caption_images)
     for rows, similarities in similarity_chunks(caption_embeds, image_embeds):
         image_ranks[rows] = rank_of(similarities, caption_images[rows])
@@ -59,11 +62,6 @@ def retrieval(
         **{f"image_to_text_recall@{k}": Measure((text_ranks < k).float()) for k in ks},
         **{f"text_to_image_recall@{k}": Measure((image_ranks < k).float()) for k in ks},
     }
-
-
-def _first_best(values: Tensor) -> Tensor:
-    """The lowest index of each row's maximum, which `argmax` does not promise."""
-    return (values == values.amax(dim=1, keepdim=True)).int().argmax(dim=1)
 
 
 def winoground(image_embeds: Tensor, caption_embeds: Tensor) -> dict[str, Measure]:
