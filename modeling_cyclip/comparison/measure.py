@@ -1,5 +1,6 @@
-"""Measures the trained checkpoints of a comparison by the protocols of evaluation/, keeps the score of every test item,
-and sets all of it side by side: over seeds, and against the baseline on the same test items.
+"""
+Measures the trained checkpoints of a comparison by the protocols of evaluation/ and keeps the score of every test item.
+Compares all of it over seeds, and against the baseline on the same test items.
 """
 
 import json
@@ -27,45 +28,26 @@ from ..evaluation.report import CENTRED
 from .runs import ComparisonArguments, Run, slug
 
 
-# Given by the comparison itself, or of no effect in it.
+# The comparison sets these itself, or they have no effect in it.
 RESERVED = ("model_name_or_path", "output_dir", "compare_to", "center", "plots")
 
-# A share of repeated captions below this is not worth a word.
+# A share of repeated captions below this is not mentioned.
 MENTIONED_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    r"""
-    One of the measurements that every checkpoint goes through.
-
-    Args:
-        name (`str`):
-            What the report calls it.
-        arguments (`dict`):
-            Arguments of `cyclip evaluate`.
-        args ([`EvaluationArguments`]):
-            The same, parsed.
-        data ([`EvaluationSet`]):
-            Test set, with reference images and shifts.
-        protocols (`dict[str, Protocol]`):
-            Protocols by name.
-    """
+    """One of the measurements that every checkpoint goes through."""
 
     name: str
-    arguments: dict
-    args: EvaluationArguments
+    arguments: dict  # of `cyclip evaluate`
+    args: EvaluationArguments  # the same, parsed
     data: EvaluationSet
     protocols: dict[str, Protocol]
 
 
 def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
-    r"""
-    Opens all that is measured, before anything is trained.
-
-    Raises:
-        `ValueError`: arguments that `cyclip evaluate` would not take, or data that cannot be opened.
-    """
+    """Checks the arguments and opens all data that is measured, before anything is trained."""
     evaluations = []
     for name, arguments in args.evaluations.items():
         if not isinstance(arguments, dict):
@@ -93,17 +75,17 @@ def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
 
 
 def short_name(data: EvaluationSet) -> str:
-    """What a set is called in reports: without the folders it lies in."""
+    """The name of a set in reports: without the folders it lies in."""
     return Path(data.name).name
 
 
 def measure(run: Run, evaluation: Evaluation) -> dict[str, Figures]:
-    """Figures by protocol; those that are means over test items with the score of every item. Measured once and kept."""
+    """Figures by protocol, measured once and kept. Means over test items come with the score of every item."""
     path = run.folder / "evaluation" / f"{slug(evaluation.name)}.safetensors"
     said = json.dumps({**evaluation.arguments, "data": _fingerprint(evaluation.data)}, sort_keys=True)
     if not path.is_file() or (kept := _read(path, said)) is None:
         _write(path, said, measure_embedded(embeddings(run, evaluation), evaluation.protocols, evaluation.args.center))
-        # What is read lies on the CPU, like the kept figures that it is compared to.
+        # What is read lies on the CPU, like the kept figures of other trainings that it is compared to.
         kept = _read(path, said)
     return kept
 
@@ -129,13 +111,9 @@ def _write(path: Path, arguments: str, results: dict[str, Figures]) -> None:
     numbers: dict[str, dict[str, float | None]] = {}
     tensors = {}
     for task, figures in results.items():
-        numbers[task] = {}
+        numbers[task] = {name: None if isinstance(one, Measure) else float(one) for name, one in figures.items()}
         for name, figure in figures.items():
-            if not isinstance(figure, Measure):
-                numbers[task][name] = float(figure)
-                continue
-            numbers[task][name] = None
-            for part in ("scores", "classes"):
+            for part in ("scores", "classes") if isinstance(figure, Measure) else ():
                 if (tensor := getattr(figure, part)) is not None:
                     # A copy: safetensors refuses tensors that share memory, as the labels of several figures do.
                     tensors[f"{task}/{name}/{part}"] = tensor.cpu().clone(memory_format=torch.contiguous_format)
@@ -165,26 +143,18 @@ def _read(path: Path, arguments: str) -> dict[str, Figures] | None:
 
 @dataclass(frozen=True)
 class Difference:
-    r"""
-    A figure of an arm minus the baseline's, the mean over seeds.
-
-    Args:
-        value (`float`):
-            The difference.
-        items (`tuple(float, float)`, *optional*):
-            95 % bootstrap interval under resampling of the test items: paired, both arms on the same items. It holds for
-            these trained models. `None` for figures that are no mean over items.
-        seeds (`tuple(float, float)`, *optional*):
-            95 % interval of the difference of trainings with other seeds, by Student's t. `None` with a single seed.
-    """
+    """A figure of an arm minus the baseline's, the mean over seeds."""
 
     value: float
+    # 95 % bootstrap interval under resampling of the test items, paired: both arms on the same items. It holds for these
+    # trained models. `None` for figures that are no mean over items.
     items: tuple[float, float] | None
+    # 95 % interval of the difference of trainings with other seeds, by Student's t. `None` with a single seed.
     seeds: tuple[float, float] | None
 
     @property
     def verdict(self) -> str:
-        """What may be said of it, in words."""
+        """What may be concluded from it, in words."""
         direction = "higher" if self.value > 0 else "lower"
         if self.items is not None and self.items[0] <= 0 <= self.items[1]:
             return "no difference shown: the interval over test items includes zero"
@@ -200,24 +170,13 @@ def number(figure: Measure | float) -> float:
 
 
 def mean_and_std(figures: Sequence[Measure | float]) -> tuple[float, float | None]:
-    """Mean and standard deviation (of a sample) over seeds; no deviation of a single one."""
+    """Mean and standard deviation (of a sample) over seeds; a single seed has no deviation."""
     numbers = [number(figure) for figure in figures]
     return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
 
 
 def difference(figures: Sequence[Measure | float], baseline: Sequence[Measure | float], seed: int = 0) -> Difference:
-    r"""
-    Args:
-        figures (`Sequence[Measure]` or `Sequence[float]`):
-            A figure of one arm, by seed.
-        baseline (`Sequence[Measure]` or `Sequence[float]`):
-            The same of the baseline, with the same seeds.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the resampling.
-
-    Returns:
-        [`Difference`]
-    """
+    """A figure of one arm, by seed, minus the same of the baseline with the same seeds. `seed` is that of the resampling."""
     items = None
     if isinstance(figures[0], Measure):
         by_seed = [figure.minus(other) for figure, other in zip(figures, baseline, strict=True)]
@@ -233,12 +192,12 @@ def difference(figures: Sequence[Measure | float], baseline: Sequence[Measure | 
 
 
 def without_means(results: dict[str, dict]) -> dict[str, dict]:
-    """Of results with and without the modalities' means, those without, under the protocols' own names."""
+    """The results of centred embeddings alone, under the protocols' own names."""
     return {task.removesuffix(CENTRED): figures for task, figures in results.items() if task.endswith(CENTRED)}
 
 
 def with_means(results: dict[str, dict]) -> dict[str, dict]:
-    """Of results with and without the modalities' means, those with."""
+    """The results of the embeddings as they are, without those of centred ones."""
     return {task: figures for task, figures in results.items() if not task.endswith(CENTRED)}
 
 
@@ -249,23 +208,11 @@ def compare(
     measured: dict[Run, dict[str, dict[str, Figures]]],
     command: str,
 ) -> dict:
-    r"""
-    Args:
-        args ([`ComparisonArguments`]):
-            What was asked for.
-        runs (`list[Run]`):
-            The trainings.
-        evaluations (`list[Evaluation]`):
-            The measurements.
-        measured (`dict`):
-            Figures by training, evaluation, protocol and name.
-        command (`str`):
-            What was run.
-
-    Returns:
-        `dict`: how it was done, what it cost, and in `results`, by evaluation, protocol, name of the figure and arm, the
-        `seeds`, their `mean` and `std`, the number of test `items` where the figure is a mean over them, and the
-        `difference` to the baseline. In a sweep the baseline is that with the same value, where it has one.
+    """
+    The content of results.json: how it was done, what it cost, and in `results`, by evaluation, protocol, name of the
+    figure and arm, the figure of all `seeds`, their `mean` and `std`, the number of test `items` where the figure is a
+    mean over them, and the `difference` to the baseline. In a sweep the baseline is that with the same value, where it
+    has one. `measured` holds figures by training, evaluation, protocol and name.
     """
     entries: dict = {}
     shifted = {shift.name: short_name(shift) for evaluation in evaluations for shift in evaluation.data.shifts}
@@ -318,7 +265,7 @@ def compare(
 
 
 def _by_arm(figures: dict[str, list[Measure | float]], baselines: dict[str, str]) -> dict[str, dict]:
-    """One figure of every arm: all seeds, their mean and deviation, and the difference to the baseline."""
+    """One figure of every arm: its values by seed, their mean and deviation, and the difference to the baseline."""
     by_arm = {}
     for arm, by_seed in figures.items():
         mean, std = mean_and_std(by_seed)

@@ -1,4 +1,4 @@
-"""report.md of a comparison and its answer in short, made of what its results.json holds: a model's card shows it, too."""
+"""report.md of a comparison and its short answer, made of what its results.json holds. A model's card shows the answer, too."""
 
 import json
 import shlex
@@ -7,26 +7,16 @@ from pathlib import Path
 
 
 def write_report(output_dir: Path, results: dict, pictures: Sequence[tuple[str, Path]]) -> str:
-    r"""
-    Writes `results.json` and `report.md`.
-
-    Args:
-        output_dir (`Path`):
-            Where they go.
-        results (`dict`):
-            What [`compare`] returns.
-        pictures (`Sequence[tuple[str, Path]]`):
-            Captions and PNG files in `output_dir`.
-
-    Returns:
-        `str`: the answer in short, as Markdown.
+    """
+    Writes `results.json` and `report.md`, and returns the short answer as Markdown. `results` are what [`compare`] returns,
+    `pictures` captions and PNG files in `output_dir`.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     answer = answer_table(results)
-    others = [arm for arm in results["arms"] if arm != next(iter(results["arms"]))]
+    baseline, *others = results["arms"]
     parts = [
-        f"# {', '.join(others)} against {next(iter(results['arms']))}",
+        f"# {', '.join(others)} against {baseline}",
         _how(results),
         "## The answer",
         answer,
@@ -44,10 +34,7 @@ def write_report(output_dir: Path, results: dict, pictures: Sequence[tuple[str, 
 
 
 def answer_table(results: dict) -> str:
-    """
-    Of a results.json the main figure of each protocol, against the baseline, and what may be concluded. As Markdown, shares
-    in percent.
-    """
+    """Markdown of the main figures of a results.json against the baseline, in percent, and of what may be concluded."""
     lines = [
         "| measured | arm | value | minus the baseline | 95 % over test items | 95 % over seeds | so it is |",
         "|---|---|---:|---:|---:|---:|---|",
@@ -71,18 +58,18 @@ def answer_table(results: dict) -> str:
 
 
 def _how(results: dict) -> str:
-    lines = [f"    {results['command']}", ""]
-    lines += [f"- {arm}: {_arguments(arguments) or 'as below'}" for arm, arguments in results["arms"].items()]
     overrides = f", {_arguments(results['overrides'])}" if results["overrides"] else ""
-    lines += [f"- all: the recipe `{results['recipe']}`{overrides}"]
-    if results["swept"]:
-        lines += [f"- swept: {_arguments(results['swept'])}"]
-    lines += [f"- {name}: {_arguments(arguments)}" for name, arguments in results["evaluations"].items()]
     seeds = ", ".join(map(str, results["seeds"]))
-    lines += [f"- seeds {seeds}, each with the same initial weights, order of data and captions for every arm"]
     versions = ", ".join(f"{name} {version}" for name, version in results["environment"].items())
-    lines += [f"- {results['hardware']}; {versions}; commit {results['commit']}"]
-    lines += [
+    lines = [
+        f"    {results['command']}",
+        "",
+        *(f"- {arm}: {_arguments(arguments) or 'as below'}" for arm, arguments in results["arms"].items()),
+        f"- all: the recipe `{results['recipe']}`{overrides}",
+        *([f"- swept: {_arguments(results['swept'])}"] if results["swept"] else []),
+        *(f"- {name}: {_arguments(arguments)}" for name, arguments in results["evaluations"].items()),
+        f"- seeds {seeds}, each with the same initial weights, order of data and captions for every arm",
+        f"- {results['hardware']}; {versions}; commit {results['commit']}",
         "",
         "Means over seeds, with their standard deviation. Shares are in percent. The interval over test items is a paired "
         "bootstrap and holds for these very models; the one over seeds is Student's and speaks of models trained again.",
@@ -137,8 +124,8 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 def main_figures(tasks: dict) -> list[tuple[str, str, dict]]:
     """
-    Protocol, name and entries by arm of the figures that conclusions are drawn from: of each protocol the one that stands
-    first, of shifted sets top-1, of retrieval recall@1. `tasks` are those of one evaluation in a results.json.
+    Protocol, name and entries by arm of the figures that conclusions are drawn from: the first of each protocol, top-1 of
+    shifted sets, and recall@1 of retrieval. `tasks` are those of one evaluation in a results.json.
     """
     chosen = []
     for task, by_name in tasks.items():
@@ -153,15 +140,9 @@ def main_figures(tasks: dict) -> list[tuple[str, str, dict]]:
 
 
 def swept_curves(results: dict, by_arm: dict[str, dict]) -> tuple[dict[str, dict[float, dict]], dict[str, dict]]:
-    r"""
-    Args:
-        results (`dict`):
-            Content of a sweep's results.json.
-        by_arm (`dict[str, dict]`):
-            One of its figures.
-
-    Returns:
-        `tuple(dict, dict)`: entries by arm and swept value, and entries of the arms that do not depend on it.
+    """
+    One figure of a sweep's results.json as entries by arm and swept value, and entries of the arms that do not depend on
+    it.
     """
     values = next(iter(results["swept"].values()))
     curves = {

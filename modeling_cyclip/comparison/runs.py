@@ -12,12 +12,12 @@ import time
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from transformers.hf_argparser import HfArg
 
 from ..arguments import parse_with_config
 from ..build_model import ModelArguments
@@ -26,8 +26,8 @@ from ..package_files import find_file
 from ..training_args import CyCLIPTrainingArguments
 
 
-# The paper's four objectives (section 3 and its ablations, table 6), by what `cyclip train` is told. The first is what
-# the others are compared to.
+# The paper's four objectives (section 3 and its ablations, table 6) as arguments of `cyclip train`. The others are compared
+# to the first.
 OBJECTIVES = {
     "CLIP": {"inmodal_cyclic_weight": 0.0, "crossmodal_cyclic_weight": 0.0},
     "C-CyCLIP": {"inmodal_cyclic_weight": 0.0, "crossmodal_cyclic_weight": 0.25},
@@ -35,7 +35,7 @@ OBJECTIVES = {
     "CyCLIP": {"inmodal_cyclic_weight": 0.25, "crossmodal_cyclic_weight": 0.25},
 }
 
-# Colours, markers and hatches that the pictures tell apart.
+# How many colours, markers and hatches the pictures tell apart.
 MAX_DRAWN = 8
 
 # What a launcher starts.
@@ -44,7 +44,13 @@ TRAIN_ARGUMENTS = (ModelArguments, DataArguments, CyCLIPTrainingArguments)
 # Given by the comparison itself.
 RESERVED = ("config", "output_dir", "seed", "resume_from_checkpoint", "push_to_hub", "overfit_check")
 
-# Between two looks at the trainings that run, which see whether one has ended and how much memory it has.
+# Parts of the peak in the Trainer's last log: what was allocated when the Trainer was made, what was added to it, and how
+# far the peak was above that.
+GPU_MEMORY = (
+    "before_init_mem_gpu", "init_mem_gpu_alloc_delta", "train_mem_gpu_alloc_delta", "train_mem_gpu_peaked_delta",
+)  # fmt: skip
+
+# Time between two looks at the running trainings, which see whether one has ended and how much memory it has.
 LOOK_SECONDS = 0.2
 
 
@@ -52,53 +58,43 @@ LOOK_SECONDS = 0.2
 class ComparisonArguments:
     """Which trainings are compared, and on what."""
 
-    recipe: str = field(metadata={"help": "YAML file of `cyclip train`'s arguments that all trainings share."})
-    output_dir: str = field(metadata={"help": "Folder of the report and of the trainings, which are kept and reused."})
-    arms: dict = field(
+    recipe: str = HfArg(help="YAML file of `cyclip train`'s arguments that all trainings share.")
+    output_dir: str = HfArg(help="Folder of the report and of the trainings, which are kept and reused.")
+    arms: dict = HfArg(
         default_factory=lambda: deepcopy(OBJECTIVES),
-        metadata={
-            "help": "What is compared: `cyclip train`'s arguments by name, the baseline first (default: CLIP, "
-            "C-CyCLIP, I-CyCLIP and CyCLIP with the paper's weights)."
-        },
+        help="What is compared: `cyclip train`'s arguments by name, the baseline first (default: CLIP, C-CyCLIP, I-CyCLIP "
+        "and CyCLIP with the paper's weights).",
     )
-    overrides: dict = field(
+    overrides: dict = HfArg(
         default_factory=dict,
-        metadata={"help": "Arguments of `cyclip train` for all trainings over those of the recipe, as {name: value}."},
+        help="Arguments of `cyclip train` for all trainings over those of the recipe, as {name: value}.",
     )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Every arm is trained once with each of them."}
-    )
-    evaluations: dict = field(
+    seeds: list[int] = HfArg(default_factory=lambda: [0, 1, 2], help="Every arm is trained once with each of them.")
+    evaluations: dict = HfArg(
         default_factory=dict,
-        metadata={"help": "What is measured: `cyclip evaluate`'s arguments (dataset, tasks, templates, ...) by name."},
+        help="What is measured: `cyclip evaluate`'s arguments (dataset, tasks, templates, ...) by name.",
     )
-    center: bool = field(
+    center: bool = HfArg(
         default=False,
-        metadata={
-            "help": "One more arm without a training: the baseline with each modality's mean removed, which closes the "
-            "modality gap for nothing."
-        },
+        help="One more arm without a training: the baseline with each modality's mean removed, which closes the modality "
+        "gap for nothing.",
     )
-    sweep_arguments: list[str] = field(
+    sweep_arguments: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Arguments of `cyclip train` that take each of --sweep_values together. An arm that sets them all "
-            "itself is trained once, as the line to compare with."
-        },
+        help="Arguments of `cyclip train` that take each of --sweep_values together. An arm that sets them all itself is "
+        "trained once, as the line to compare with.",
     )
-    sweep_values: list[str] = field(
-        default_factory=list, metadata={"help": "Numbers that --sweep_arguments take, one after another."}
+    sweep_values: list[str] = HfArg(
+        default_factory=list, help="Numbers that --sweep_arguments take, one after another."
     )
-    plane_classes: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Names of classes that are drawn in the plane (default: six that have most images)."},
+    plane_classes: list[str] = HfArg(
+        default_factory=list, help="Names of classes that are drawn in the plane (default: six that have most images)."
     )
-    num_parallel: int = field(
-        default=1, metadata={"help": "Trainings at a time, each on a GPU of its own or on its share of the cores."}
+    num_parallel: int = HfArg(
+        default=1, help="Trainings at a time, each on a GPU of its own or on its share of the cores."
     )
-    launcher: str | None = field(
-        default=None,
-        metadata={"help": "Command that starts a training, such as 'accelerate launch --num_processes 8'."},
+    launcher: str | None = HfArg(
+        default=None, help="Command that starts a training, such as 'accelerate launch --num_processes 8'."
     )
 
     def __post_init__(self):
@@ -128,27 +124,13 @@ class ComparisonArguments:
 
 @dataclass(frozen=True)
 class Run:
-    r"""
-    One training.
-
-    Args:
-        arm (`str`):
-            Name of what is compared.
-        seed (`int`):
-            Its seed: of the initial weights, the order of the data and the captions drawn.
-        value (`str`, *optional*):
-            What the swept arguments are, unless the arm sets them itself.
-        folder (`Path`):
-            Output folder.
-        argv (`tuple[str]`):
-            Arguments of `cyclip train`.
-    """
+    """One training."""
 
     arm: str
-    seed: int
-    value: str | None
+    seed: int  # of the initial weights, the order of the data and the captions drawn
+    value: str | None  # of the swept arguments, unless the arm sets them itself
     folder: Path
-    argv: tuple[str, ...]
+    argv: tuple[str, ...]  # of `cyclip train`
 
     @property
     def condition(self) -> str:
@@ -171,15 +153,15 @@ class Run:
         return self.recorded().get("cost")
 
     def log_history(self) -> list[dict]:
-        """What the Trainer of a training that has ended has logged."""
+        """What the Trainer has logged, once the training has ended."""
         return json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
 
     def recorded(self) -> dict:
-        """What [`Run.record`] has kept; nothing where no training has begun."""
+        """What [`Run.record`] has kept; empty where no training has begun."""
         return json.loads(self.record_path.read_text()) if self.record_path.is_file() else {}
 
     def record(self, cost: dict | None = None, pid: int | None = None) -> None:
-        """Keeps what is trained here: by which process, or what it took once it has ended."""
+        """Keeps what is trained here, and by which process, or what it took once it has ended."""
         process = None if pid is None else {"pid": pid, "output_dir": str(self.folder)}
         partial = self.record_path.with_suffix(".partial")
         partial.write_text(json.dumps({"arguments": _arguments(self), "cost": cost, "process": process}, indent=2))
@@ -187,12 +169,7 @@ class Run:
 
 
 def plan_runs(args: ComparisonArguments) -> list[Run]:
-    r"""
-    All trainings, seed by seed, so that what there is at any moment can be compared.
-
-    Raises:
-        `ValueError`: arguments that `cyclip train` would not take, or a folder with trainings of other arguments.
-    """
+    """All trainings, checked, seed by seed, so that those that have ended can be compared at any moment."""
     recipe = find_file(args.recipe, "training/recipes", ".yaml", "recipe")
     runs = []
     for seed in args.seeds:
@@ -209,7 +186,8 @@ def plan_runs(args: ComparisonArguments) -> list[Run]:
                 for name, setting in chosen.items():
                     if setting is not None:
                         settings = setting if isinstance(setting, list) else [setting]
-                        argv += [f"--{name}", *map(_spelt, settings)]
+                        spelt = [json.dumps(one) if isinstance(one, dict) else str(one) for one in settings]
+                        argv += [f"--{name}", *spelt]
                 runs.append(Run(arm, seed, value, folder, tuple(argv)))
     if len({run.folder for run in runs}) < len(runs):
         raise ValueError(f"Some arms have names that differ in punctuation only: {', '.join(args.arms)}.")
@@ -228,10 +206,6 @@ def plan_runs(args: ComparisonArguments) -> list[Run]:
 def slug(name: str) -> str:
     """A name that any file system takes."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-
-
-def _spelt(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _check(run: Run) -> None:
@@ -258,19 +232,9 @@ def _arguments(run: Run) -> dict:
 
 
 def train_runs(runs: list[Run], num_parallel: int = 1, launcher: str | None = None) -> None:
-    r"""
-    Runs every training that has not ended yet, and prints how far all are and how long they will take.
-
-    Args:
-        runs (`list[Run]`):
-            The trainings.
-        num_parallel (`int`, *optional*, defaults to 1):
-            How many at a time.
-        launcher (`str`, *optional*):
-            What starts a training, defaults to this Python.
-
-    Raises:
-        `ValueError`: a training failed; the others that had begun are ended, and go on when called again.
+    """
+    Runs every training that has not ended yet, by `launcher` or else by this Python, and prints how far all are and how
+    long they will take. If one fails, the others that have begun are ended; they go on when this is called again.
     """
     waiting = [run for run in runs if run.cost() is None]
     done = len(runs) - len(waiting)
@@ -284,7 +248,7 @@ def train_runs(runs: list[Run], num_parallel: int = 1, launcher: str | None = No
             for slot in range(num_parallel):
                 if waiting and slot not in running:
                     training = _begin(waiting.pop(0), command, _environment(slot, num_parallel))
-                    running[slot] = training  # first of all, so that it is ended with this comparison
+                    running[slot] = training  # before anything else, so that it is ended with this comparison
                     training.run.record(pid=training.process.pid)
                     training.look()
             time.sleep(LOOK_SECONDS)
@@ -362,27 +326,21 @@ def _end(training: _Training) -> None:
             f"{lines[-1] if lines else 'no output'}\n"
             f"The whole log is in {run.folder / 'log.txt'}. The same command goes on with what is missing."
         )
+    log = run.log_history()[-1]
     run.record(
         {
             "seconds": seconds if training.is_new else None,
             "cpu_seconds": sum(training.cpu_seconds.values()) if training.is_new and training.cpu_seconds else None,
             "peak_memory": training.peak_memory or None,
-            "gpu_memory": _peak_gpu_memory(run.log_history()[-1]),
+            "gpu_memory": sum(log[part] for part in GPU_MEMORY) if GPU_MEMORY[-1] in log else None,
         }
     )
 
 
-def _peak_gpu_memory(log: dict[str, float]) -> float | None:
-    """What was allocated when the Trainer was made, what was added to it, and how far the peak was above that."""
-    added = ("init_mem_gpu_alloc_delta", "train_mem_gpu_alloc_delta", "train_mem_gpu_peaked_delta")
-    parts = ("before_init_mem_gpu", *added)
-    return sum(log[part] for part in parts) if parts[-1] in log else None
-
-
 def _lock(run: Run) -> FileLock:
     """
-    Two trainings in one folder would spoil each other. The lock keeps other comparisons out as long as this one lives. The
-    training of a killed one may live on: it is known by its process.
+    Two trainings in one folder would spoil each other. The lock keeps other comparisons out as long as this one lives. A
+    training may outlive its comparison; it is then known by its process.
     """
     lock = FileLock(run.folder / "lock")
     with contextlib.suppress(Timeout):
