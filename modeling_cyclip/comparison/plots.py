@@ -1,4 +1,4 @@
-"""Pictures of a comparison: told apart by colour (Okabe and Ito, 2008), marker and hatch, so in print too."""
+"""Pictures of a comparison. Arms differ in colour (Okabe and Ito, 2008), marker and hatch, so that print shows them, too."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,32 +38,21 @@ def draw_pictures(
     evaluations: list[Evaluation],
     plane_classes: list[str],
 ) -> list[tuple[str, Path]]:
-    r"""
-    Args:
-        output_dir (`Path`):
-            Folder of the report.
-        results (`dict`):
-            What [`compare`] returns.
-        runs (`list[Run]`):
-            The trainings.
-        evaluations (`list[Evaluation]`):
-            The measurements.
-        plane_classes (`list[str]`):
-            Classes to draw in the plane; none takes those with most images.
-
-    Returns:
-        `list[tuple(str, Path)]`: captions and PNG files.
+    """
+    Captions and PNG files of all pictures that a report shows; `results` are what [`compare`] returns. Without
+    `plane_classes` those with most images are drawn in the plane.
     """
     folder = output_dir / "plots"
     if results["swept"]:
         return _sweeps(folder, results)
-    pictures = [
-        (
-            "The main figures; dots are seeds, lines one standard deviation over them.",
-            save(bars(results), folder / "bars"),
-        )
-    ]
-    if (histories := _histories(runs)) is not None:
+    path = save(bars(results), folder / "bars")
+    pictures = [("The main figures; dots are seeds, lines one standard deviation over them.", path)]
+    histories: dict[str, list[list[dict]]] = {}
+    for run in runs:
+        steps = [entry for entry in run.log_history() if "contrastive_loss" in entry]
+        histories.setdefault(run.arm, []).append(steps)
+    # A line takes two steps.
+    if min(len(log) for by_seed in histories.values() for log in by_seed) > 1:
         curves = save(training_curves(histories), folder / "training_curves")
         pictures.append(("The three parts of the loss in training, cyclic terms without their weights.", curves))
     for evaluation in evaluations:
@@ -77,16 +66,6 @@ def draw_pictures(
             )
             pictures.append((caption, path))
     return pictures + _of_embeddings(folder, runs, evaluations[0], plane_classes)
-
-
-def _histories(runs: list[Run]) -> dict[str, list[list[dict]]] | None:
-    """By arm and seed what was logged; `None` where there are not two steps of it to draw a line through."""
-    histories: dict[str, list[list[dict]]] = {}
-    for run in runs:
-        steps = [entry for entry in run.log_history() if "contrastive_loss" in entry]
-        histories.setdefault(run.arm, []).append(steps)
-    shortest = min(len(log) for by_seed in histories.values() for log in by_seed)
-    return histories if shortest > 1 else None
 
 
 def _of_embeddings(
@@ -107,28 +86,13 @@ def _of_embeddings(
     path = save(similarity_matrices(matrices, names), folder / "similarities")
     pictures = [(f"Cosines of the same {len(names)} test images and their texts.", path)]
     if one.labels is not None:
-        classes = _plane_classes(one, plane_classes)
-        points = {arm: _of_classes(e, classes) for arm, e in embedded.items()}
-        path = save(plane(points, [one.data.class_names[index] for index in classes]), folder / "plane")
+        classes = [one.data.class_names.index(name) for name in plane_classes]
+        if not classes:
+            counts = torch.bincount(one.labels, minlength=len(one.class_embeds))
+            classes = counts.argsort(descending=True, stable=True)[:PLANE_CLASSES].tolist()
+        path = save(plane(embedded, classes), folder / "plane")
         pictures.append(("Images and class texts (stars) in the two directions in which they vary most.", path))
     return pictures
-
-
-def _plane_classes(embedded: EmbeddedSet, names: list[str]) -> list[int]:
-    if not names:
-        counts = torch.bincount(embedded.labels, minlength=len(embedded.class_embeds))
-        return counts.argsort(descending=True, stable=True)[:PLANE_CLASSES].tolist()
-    return [embedded.data.class_names.index(name) for name in names]
-
-
-def _of_classes(embedded: EmbeddedSet, classes: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Up to 60 images of each class, their positions in `classes`, and the classes' texts."""
-    rows, positions = [], []
-    for position, label in enumerate(classes):
-        own = (embedded.labels == label).nonzero()[:60, 0]
-        rows.append(own)
-        positions.append(torch.full_like(own, position))
-    return embedded.image_embeds[torch.cat(rows)], torch.cat(positions), embedded.class_embeds[classes]
 
 
 def _sweeps(folder: Path, results: dict) -> list[tuple[str, Path]]:
@@ -143,12 +107,9 @@ def _sweeps(folder: Path, results: dict) -> list[tuple[str, Path]]:
 
 
 def training_curves(histories: dict[str, list[list[dict]]]) -> Figure:
-    r"""
-    The three parts of the loss by step: thin lines are seeds, thick ones their mean.
-
-    Args:
-        histories (`dict[str, list[list[dict]]]`):
-            By arm and seed, what the Trainer has logged.
+    """
+    The three parts of the loss by step, from what the Trainer has logged, by arm and seed. Thin lines are seeds, thick ones
+    their mean.
     """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, 3), LOSS_PARTS.items(), strict=True):
@@ -201,15 +162,10 @@ def bars(results: dict) -> Figure:
 
 
 def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequence[str]) -> Figure:
-    r"""
+    """
     Cosines of the same samples under each arm: among images, among texts, and between both. In-modal consistency makes
-    the first two equal, cross-modal consistency makes the third symmetric.
-
-    Args:
-        embeds (`dict[str, tuple(torch.Tensor, torch.Tensor)]`):
-            By arm, unit-norm embeddings `(num_samples, dim)` of images and of their texts.
-        names (`Sequence[str]`):
-            What the samples are.
+    the first two equal, cross-modal consistency makes the third symmetric. `embeds` are those of the images and of their
+    texts, by arm.
     """
     figure = Figure(figsize=(9.5, 3.1 * len(embeds)), layout="constrained")
     panels = figure.subplots(len(embeds), 3, squeeze=False)
@@ -227,64 +183,53 @@ def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequenc
     return figure
 
 
-def plane(embeds: dict[str, tuple[Tensor, Tensor, Tensor]], names: Sequence[str]) -> Figure:
-    r"""
-    Images (dots) and class texts (stars) in the plane, as in the paper's figure 1: the two directions in which images and
-    texts together vary most.
-
-    Args:
-        embeds (`dict[str, tuple(torch.Tensor, torch.Tensor, torch.Tensor)]`):
-            By arm, unit-norm image embeddings `(num_images, dim)`, their classes `(num_images,)` and the unit-norm text
-            embeddings `(num_classes, dim)` of the drawn classes.
-        names (`Sequence[str]`):
-            The drawn classes.
+def plane(embedded: dict[str, EmbeddedSet], classes: list[int]) -> Figure:
     """
-    figure = Figure(figsize=(4.2 * len(embeds), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(embeds), squeeze=False)[0]
-    for axes, (arm, (image_embeds, labels, text_embeds)) in zip(panels, embeds.items(), strict=True):
-        both = torch.cat([image_embeds, text_embeds]).double()
+    Images (dots) and class texts (stars) of some classes in the plane, as in the paper's figure 1: in the two directions
+    in which images and texts together vary most. At most 60 images of each class are drawn.
+    """
+    figure = Figure(figsize=(4.2 * len(embedded), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(embedded), squeeze=False)[0]
+    for axes, (arm, one) in zip(panels, embedded.items(), strict=True):
+        rows = [(one.labels == label).nonzero()[:60, 0] for label in classes]
+        both = torch.cat([one.image_embeds[torch.cat(rows)], one.class_embeds[classes]]).double()
         centred = both - both.mean(dim=0)
         _, _, directions = torch.linalg.svd(centred, full_matrices=False)
         points = (centred @ directions[:2].T).cpu().numpy()
-        images, texts = np.split(points, [len(image_embeds)])
-        for index, name in enumerate(names):
-            own = images[(labels == index).cpu().numpy()]
+        *images, texts = np.split(points, np.cumsum([len(own) for own in rows]))
+        for index, own in enumerate(images):
+            name = short(one.data.class_names[classes[index]])
             axes.scatter(*own.T, s=16, color=COLOURS[index], alpha=0.5, linewidth=0, marker=MARKERS[index])
-            axes.scatter(*texts[index], s=190, color=COLOURS[index], marker="*", edgecolor="white", label=short(name))
+            axes.scatter(*texts[index], s=190, color=COLOURS[index], marker="*", edgecolor="white", label=name)
         axes.set(title=arm, xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
         _plain(axes, grid=None)
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False, fontsize=8
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(classes),
+        frameon=False,
+        fontsize=8,
     )
     return figure
 
 
 def robustness(shift: dict, shifted: str) -> Figure:
-    r"""
-    Accuracy under shift against accuracy without, one point a training; the line is fitted to the baseline's.
-
-    Args:
-        shift (`dict`):
-            The protocol `shift` of one evaluation in a results.json.
-        shifted (`str`):
-            Name of the shifted set.
+    """
+    Accuracy under shift against accuracy without, one point for each training; the line is fitted to the baseline's.
+    `shift` is that protocol of one evaluation in a results.json, `shifted` the name of the shifted set.
     """
     figure = Figure(figsize=(5, 4.4), layout="constrained")
     axes = figure.subplots()
     without, under = shift[f"{shifted}: top1 without the shift, same classes"], shift[f"{shifted} top1"]
     for index, arm in enumerate(under):
-        points = [(100 * x, 100 * y) for x, y in zip(without[arm]["seeds"], under[arm]["seeds"], strict=True)]
-        axes.scatter(
-            *zip(*points, strict=True), color=COLOURS[index], marker=MARKERS[index], s=45, label=arm, alpha=0.8
-        )
+        x, y = (100 * np.array(part[arm]["seeds"]) for part in (without, under))
+        axes.scatter(x, y, color=COLOURS[index], marker=MARKERS[index], s=45, label=arm, alpha=0.8)
     baseline = next(iter(under))
     if len(set(without[baseline]["seeds"])) > 1:
         line = fit_line(list(zip(without[baseline]["seeds"], under[baseline]["seeds"], strict=True)))
-        ends = np.array(axes.get_xlim())
-        axes.plot(
-            ends, line.slope * ends + 100 * line.intercept, color="#777777", linewidth=1, linestyle="--", zorder=0
-        )
+        x = np.array(axes.get_xlim())
+        axes.plot(x, line.slope * x + 100 * line.intercept, color="#777777", linewidth=1, linestyle="--", zorder=0)
     axes.set(xlabel="top-1 without the shift, same classes (%)", ylabel=f"top-1 on {shifted} (%)")
     axes.legend(frameon=False)
     _plain(axes, grid="both")
@@ -292,20 +237,9 @@ def robustness(shift: dict, shifted: str) -> Figure:
 
 
 def sweep(axes: Axes, curves: dict[str, dict[float, dict]], lines: dict[str, dict], label: str, measured: str) -> None:
-    r"""
-    Draws a figure against what was swept; bars are one standard deviation over seeds.
-
-    Args:
-        axes (`Axes`):
-            Where.
-        curves (`dict[str, dict[float, dict]]`):
-            By arm and swept value, the entry of a results.json.
-        lines (`dict[str, dict]`):
-            The entry of arms that do not depend on what was swept.
-        label (`str`):
-            What was swept.
-        measured (`str`):
-            What the figure is.
+    """
+    Draws the figure `measured` against what was swept, the `label`, from the two parts that [`swept_curves`] returns. Bars
+    are one standard deviation over seeds.
     """
     for index, (arm, entry) in enumerate(lines.items()):
         mean, std = 100 * entry["mean"], 100 * (entry["std"] or 0)
