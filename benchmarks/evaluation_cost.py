@@ -8,19 +8,17 @@ scripts store pickles of Python lists and label one test image at a time; they a
 `encoding`: images a second of `image_embeddings`, processing included, beside the bare model on tensors already processed.
 """
 
-import argparse
 import pickle
-import platform
 import resource
 import statistics
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from machine import DEVICE, described, script_parser, timed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -31,14 +29,6 @@ from modeling_cyclip.evaluation.zero_shot import zero_shot
 
 
 NEIGHBOURS = (1, 3, 5, 10, 30)
-
-
-def seconds(function, *arguments):
-    start = time.perf_counter()
-    result = function(*arguments)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 def vote_of_row(labels):
@@ -81,21 +71,21 @@ def compare_embeddings(args):
     part = args.official_rows
 
     with tempfile.TemporaryDirectory() as folder:
-        files_ours, data = seconds(through_safetensors, data, Path(folder, "embeddings.safetensors"))
-        files_official, _ = seconds(through_pickle, {"images": data["images"][:part]}, Path(folder, "embeddings.pkl"))
+        files_ours, data = timed(DEVICE, through_safetensors, data, Path(folder, "embeddings.safetensors"))
+        images = {"images": data["images"][:part]}
+        files_official, _ = timed(DEVICE, through_pickle, images, Path(folder, "embeddings.pkl"))
     files_official *= sum(sizes.values()) / part
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    images, classes, references = (data[name].to(device) for name in sizes)
-    labels, reference_labels = labels.to(device), reference_labels.to(device)
+    images, classes, references = (data[name].to(DEVICE) for name in sizes)
+    labels, reference_labels = labels.to(DEVICE), reference_labels.to(DEVICE)
 
     def ours():
         zero_shot(images, classes, labels)
         return consistency(images, classes, references, reference_labels, NEIGHBOURS)
 
-    rows_official, official = seconds(label_row_by_row, images[:part], classes, references, reference_labels)
+    rows_official, official = timed(DEVICE, label_row_by_row, images[:part], classes, references, reference_labels)
     rows_official *= args.images / part
-    measure_ours, measures = seconds(ours)
+    measure_ours, measures = timed(DEVICE, ours)
     # Both must say the same; rounding may turn a row where two neighbours are all but equally near.
     for k in NEIGHBOURS:
         assert abs(measures[f"k={k}"].scores[:part].mean().item() - official[k]) <= 2 / part
@@ -113,8 +103,7 @@ def compare_embeddings(args):
 
 def compare_encoding(args):
     config = CLIPConfig(vision_config={"patch_size": args.patch_size})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = CLIPModel(config).to(device).eval()
+    model = CLIPModel(config).to(DEVICE).eval()
     side = config.vision_config.image_size
     processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side), CLIPTokenizer())
     random = np.random.default_rng(0)
@@ -123,7 +112,7 @@ def compare_encoding(args):
     ]
     images = images * args.batches
     pixels = [
-        processor.image_processor(images[: args.batch_size], return_tensors="pt")["pixel_values"].to(device)
+        processor.image_processor(images[: args.batch_size], return_tensors="pt")["pixel_values"].to(DEVICE)
         for _ in range(args.batches)
     ]
 
@@ -140,14 +129,14 @@ def compare_encoding(args):
         function()
     for _ in range(args.repeats):
         for function, measured in times.items():
-            measured.append(seconds(function)[0])
+            measured.append(timed(DEVICE, function)[0])
     bare_speed, our_speed = (len(images) / statistics.median(measured) for measured in times.values())
     print("| bare model (images/s) | image_embeddings (images/s) | ratio |\n|---|---|---|")
     print(f"| {bare_speed:.1f} | {our_speed:.1f} | {our_speed / bare_speed:.3f} |")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("embeddings")
     command.set_defaults(run=compare_embeddings)
@@ -164,8 +153,7 @@ def main():
     command.add_argument("--num_workers", type=int, default=0)
     command.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(f"{described(DEVICE)}\n")
     args.run(args)
 
 

@@ -8,12 +8,10 @@ projections, and the backward pass takes twice the forward one. The passes that 
 optimizer count as none. The peak is the data sheet's for dense bf16.
 """
 
-import argparse
 import gc
-import time
 
 import torch
-from peak_memory import synchronize
+from machine import script_parser, timed
 from step_memory import TrainingStep, make_inputs
 
 from modeling_cyclip import CyCLIPConfig
@@ -51,12 +49,8 @@ def pairs_per_second(config, batch_size, chunk_size, steps, device, **step_optio
     # Compilation, the choice of kernels and the optimizer's moments.
     for _ in range(3):
         step(inputs, chunk_size)
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(steps):
-        step(inputs, chunk_size)
-    synchronize(device)
-    return steps * batch_size / (time.perf_counter() - start)
+    seconds, _ = timed(device, step, inputs, chunk_size, times=steps)
+    return batch_size / seconds
 
 
 def fits(step, config, batch_size, chunk_size, device):
@@ -83,7 +77,7 @@ def free_memory():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--batch_size", type=int, default=1024)
     parser.add_argument("--chunk_size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)

@@ -7,18 +7,17 @@
 `CyCLIPDataCollator`, from the same files, and from a WebDataset shard of them. All in a DataLoader, one thread a process.
 """
 
-import argparse
 import io
 import platform
 import statistics
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
+from machine import script_parser, timed
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, CLIPProcessor
@@ -65,14 +64,12 @@ class PlainCollator:
         return self.processor(text=captions, images=images, padding=True, truncation=True, return_tensors="pt")
 
 
-def seconds(loader):
-    start = time.perf_counter()
-    batches = [batch["pixel_values"] for batch in loader]
-    return time.perf_counter() - start, batches
+def read(loader):
+    return [batch["pixel_values"] for batch in loader]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--height", type=int, default=480)
@@ -103,11 +100,11 @@ def main():
         loaders = {
             name: DataLoader(dataset, collate_fn=collate, **options) for name, (dataset, collate) in contenders.items()
         }
-        pixels = {name: torch.cat(seconds(loader)[1]) for name, loader in loaders.items()}
+        pixels = {name: torch.cat(read(loader)) for name, loader in loaders.items()}
         times = {name: [] for name in loaders}
         for _ in range(args.repeats):
             for name, loader in loaders.items():
-                times[name].append(seconds(loader)[0])
+                times[name].append(timed("cpu", read, loader)[0])
         num_bytes = statistics.mean(Path(row["image"]).stat().st_size for row in rows)
 
     print(

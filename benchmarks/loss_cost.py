@@ -6,14 +6,11 @@ Runs of the three are interleaved and their medians taken, so that a busy machin
 peak above the inputs: of the allocator on a GPU, of the process elsewhere (Linux).
 """
 
-import argparse
-import platform
 import statistics
-import time
 
 import torch
 import torch.nn.functional as F
-from peak_memory import PeakMemory, synchronize
+from machine import DEVICE, PeakMemory, described, script_parser, timed
 
 from modeling_cyclip import cyclip_loss
 
@@ -65,25 +62,19 @@ def measure(n, dim, device, repeats):
         memory[name] = peak.megabytes
     for _ in range(repeats):
         for name, function in CONTENDERS.items():
-            synchronize(device)
-            start = time.perf_counter()
-            for _ in range(loops):
-                step(function, inputs)
-            synchronize(device)
-            seconds[name].append((time.perf_counter() - start) / loops)
+            seconds[name].append(timed(device, step, function, inputs, times=loops)[0])
     return {name: statistics.median(times) for name, times in seconds.items()}, memory
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[128, 256, 1024, 4096, 8192, 16384])
     parser.add_argument("--dims", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=DEVICE)
     args = parser.parse_args()
 
-    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; milliseconds (megabytes)\n")
+    print(f"{described(args.device)}; milliseconds (megabytes)\n")
     print("| N | d | product | dense CLIP | dense CyCLIP | product / dense CLIP | product / dense CyCLIP |")
     print("|---|---|---|---|---|---|---|")
     for dim in args.dims:

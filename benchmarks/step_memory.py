@@ -7,15 +7,12 @@ batch: forward, backward, AdamW. Each step is measured in a process of its own, 
 Memory is the peak above weights, optimizer and inputs: of the allocator on a GPU, of the process elsewhere (Linux).
 """
 
-import argparse
 import multiprocessing
-import platform
 import statistics
-import time
 
 import torch
 from accelerate import Accelerator
-from peak_memory import PeakMemory, synchronize
+from machine import DEVICE, PeakMemory, described, script_parser, timed
 
 from modeling_cyclip import CyCLIPConfig, CyCLIPModel
 from modeling_cyclip.build_model import MODEL_SIZES
@@ -67,25 +64,20 @@ def measure(batch_size, chunk_size, warmup_size, device):
     # Gradients and moments are there from the first step on.
     step(make_inputs(config, warmup_size, TEXT_LENGTH, device), None)
     inputs = make_inputs(config, batch_size, TEXT_LENGTH, device)
-    synchronize(device)
     with PeakMemory(device) as peak:
-        start = time.perf_counter()
-        step(inputs, chunk_size)
-        synchronize(device)
-        seconds = time.perf_counter() - start
+        seconds, _ = timed(device, step, inputs, chunk_size)
     return peak.megabytes, seconds
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--batch_size", type=int, default=4096)
     parser.add_argument("--chunk_size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=DEVICE)
     args = parser.parse_args()
 
-    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; batch {args.batch_size}\n")
+    print(f"{described(args.device)}; batch {args.batch_size}\n")
     print("| step | peak memory, MB | seconds |")
     print("|---|---|---|")
     steps = {"whole batch": None, f"gradient cache, chunks of {args.chunk_size}": args.chunk_size}
