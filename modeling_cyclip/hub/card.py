@@ -1,7 +1,4 @@
-"""Writes the card of a model: its README.md, from what its folder and results of evaluation hold.
-
-cyclip card OUTPUT_DIR --model_id user/name --results results/results.json
-"""
+"""Writes the card of a model, its README.md, from what the model's folder and results of evaluation hold."""
 
 import json
 import logging
@@ -24,13 +21,12 @@ from .results import Figure, eval_results
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE = package_file("model_cards/template.md")
-CARD, CURVE = "README.md", "plots/training_curve.png"
+CARD = "README.md"
 
-# SHA-256 of the card as last written, to tell whether somebody has edited it since. Never published.
+# This file holds the SHA-256 of the card as it was last written. It shows whether somebody has edited the card since.
 WRITTEN = ".card.sha256"
 
-# A picture and labels that other CLIP models on the Hub show, too.
+# Other CLIP models on the Hub show this picture and these labels, too.
 WIDGET = [
     {
         "src": "https://huggingface.co/datasets/mishig/sample_images/resolve/main/cat-dog-music.png",
@@ -46,7 +42,7 @@ COMPARED = ("arms", "seeds", "training_pairs", "hardware", "environment", "commi
 DATA = ("dataset_name", "train_file", "train_shards")
 EVALUATED = ("eval_loss", "eval_contrastive_loss", "eval_inmodal_cyclic_loss", "eval_crossmodal_cyclic_loss")
 
-# Of the curve: what each panel shows, and what it calls it.
+# The two panels of the training curve: what each shows, and its label.
 PARTS = {
     "loss": "loss",
     "contrastive_loss": "contrastive",
@@ -71,108 +67,102 @@ def make_card(
     datasets: str | list[str] | None = None,
 ) -> ModelCard:
     r"""
-    The card of a checkpoint. It states no number that no file holds: the folder's config.json, weights,
-    trainer_state.json, eval_results.json and run.json, or a results.json. What none of them knows is left out. Draws the
-    training curve into the folder.
+    Makes the card of a checkpoint and draws the training curve into its folder. Every number in the card comes from a
+    file: the folder's config.json, weights, trainer_state.json, eval_results.json and run.json, or a results.json. The
+    card leaves out what no file says.
 
     Args:
         output_dir (`str` or `Path`):
             The checkpoint's folder; at best a training's output folder.
         model_id (`str`):
-            The model's name on the Hub, or the folder: what the code samples open.
+            The model's name on the Hub, or its folder. The code samples open it.
         figures (`Iterable[Figure]`, *optional*):
             Results of evaluation, from [`read_results`].
         license (`str`, *optional*):
-            The Hub's identifier of the weights' licence. Default: what the training was told, or none.
+            The Hub's identifier of the weights' licence. Default: the one that run.json names, if any.
         comparison (`dict`, *optional*):
-            Results of a comparison of objectives that this model is from, from [`read_comparison`].
+            Results of the comparison of objectives that this model was trained for, from [`read_comparison`].
         language (`str` or `list[str]`, *optional*):
-            Languages of the captions, as the Hub names them.
+            The languages of the captions, as the Hub names them.
         tags (`str` or `list[str]`, *optional*):
-            Tags beside the card's own.
+            Tags to add to the card's own.
         base_model (`str`, *optional*):
-            The checkpoint on the Hub that was trained on. Default: the one that run.json names.
+            The checkpoint on the Hub that the training started from. Default: the one that run.json names.
         datasets (`str` or `list[str]`, *optional*):
-            The datasets on the Hub that it was trained on. Default: the one that run.json names.
+            The datasets on the Hub that hold the training pairs. Default: the one that run.json names.
 
     Returns:
         [`~huggingface_hub.ModelCard`]
 
     Raises:
-        `ValueError`: no checkpoint there, or weights or another of its files that are cut off.
+        `ValueError`: the folder holds no checkpoint, or a file of it is cut off.
     """
     output_dir, figures = Path(output_dir), list(figures)
     check_checkpoint(output_dir)
-    config = _read_json(output_dir / "config.json")
-    run, state = _read_json(output_dir / RUN_RECORD), _read_json(output_dir / "trainer_state.json")
-    license = license or run.get("model", {}).get("license")
-    base_model = base_model or run.get("base_model")
+    config, run, state, evaluated = (
+        _read_json(output_dir / name)
+        for name in ("config.json", RUN_RECORD, "trainer_state.json", "eval_results.json")
+    )
     datasets = datasets or run.get("dataset")
-    logs = state.get("log_history", [])
     name = Path(model_id).resolve().name
+    logs = state.get("log_history", [])
+    last_log = {name: value for entry in logs for name, value in entry.items()}
+
+    objectives = {(False, False): "CLIP", (False, True): "C-CyCLIP", (True, False): "I-CyCLIP", (True, True): "CyCLIP"}
+    inmodal, crossmodal = (config.get(f"{term}_cyclic_weight", 0) for term in ("inmodal", "crossmodal"))
+    is_resnet = config["model_type"] == "cyclip"
+    vision, text = config["vision_config"], config["text_config"]
+    if is_resnet:
+        tower = f"CLIP's ResNet with {' + '.join(map(str, vision['depths']))} blocks"
+    else:
+        layers, width = vision["num_hidden_layers"], vision["hidden_size"]
+        tower = f"vision transformer ({layers} layers of width {width}, patches of {vision['patch_size']} pixels)"
 
     data = ModelCardData(
         language=language,
-        license=license,
+        license=license or run.get("model", {}).get("license"),
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
-        base_model=base_model,
+        base_model=base_model or run.get("base_model"),
         datasets=datasets,
         tags=["clip", "cyclip", "contrastive-learning", *_listed(tags)],
         widget=WIDGET,
         model_name=name if figures else None,
         eval_results=eval_results(figures) or None,
     )
+    # The template also takes license and base_model, from the metadata.
     return ModelCard.from_template(
         data,
-        template_path=str(TEMPLATE),
+        template_path=str(package_file("model_cards/template.md")),
         name=name,
         model_id=model_id,
-        license=license,
-        figures=figures,
-        run=run,
-        data=_describe_data(run, _listed(datasets)),
-        base_model=base_model,
-        state=state,
-        runtime=_last(logs, ("train_runtime",)).get("train_runtime"),
-        last_log=_last(logs, LOGGED) | _last([_read_json(output_dir / "eval_results.json")], EVALUATED),
-        has_curve=draw_training_curve(logs, output_dir / CURVE),
+        config=config,
+        is_resnet=is_resnet,
+        architecture=f"A {tower} and a text transformer ({text['num_hidden_layers']} layers of width "
+        f"{text['hidden_size']})",
+        objective=objectives[inmodal != 0, crossmodal != 0],
+        inmodal=inmodal,
+        crossmodal=crossmodal,
         parameters=f"{count_parameters(output_dir):,}",
+        run=run,
+        state=state,
+        data=_describe_data(run, _listed(datasets)),
+        runtime=last_log.get("train_runtime"),
+        last_log={name: last_log[name] for name in LOGGED if name in last_log}
+        | {name: evaluated[name] for name in EVALUATED if name in evaluated},
+        has_curve=draw_training_curve(logs, output_dir / "plots/training_curve.png"),
+        figures=figures,
         comparison=comparison,
         answer=None if comparison is None else answer_table(comparison),
-        **_describe(config),
     )
 
 
-def _describe(config: dict[str, Any]) -> dict[str, Any]:
-    vision, text = config["vision_config"], config["text_config"]
-    inmodal, crossmodal = (config.get(f"{term}_cyclic_weight", 0) for term in ("inmodal", "crossmodal"))
-    names = {(False, False): "CLIP", (False, True): "C-CyCLIP", (True, False): "I-CyCLIP", (True, True): "CyCLIP"}
-    is_resnet = config["model_type"] == "cyclip"
-    if is_resnet:
-        tower = f"CLIP's ResNet with {' + '.join(map(str, vision['depths']))} blocks"
-    else:
-        layers, width = vision["num_hidden_layers"], vision["hidden_size"]
-        tower = f"vision transformer ({layers} layers of width {width}, patches of {vision['patch_size']} pixels)"
-    return {
-        "architecture": f"A {tower} and a text transformer ({text['num_hidden_layers']} layers of width "
-        f"{text['hidden_size']})",
-        "is_resnet": is_resnet,
-        "objective": names[inmodal != 0, crossmodal != 0],
-        "inmodal": inmodal,
-        "crossmodal": crossmodal,
-        "reference_batch": config.get("cyclic_reference_batch_size"),
-        "image_size": vision["image_size"],
-        "context_length": text["max_position_embeddings"],
-        "projection_dim": config["projection_dim"],
-    }
-
-
 def _describe_data(run: dict[str, Any], datasets: list[str]) -> str:
-    """The training set, as far as it is known: its names and its size."""
-    told = next((value for name, value in run.get("data", {}).items() if name in DATA), None)
+    """The names of the training set and its size, as far as they are known."""
     known = [f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets]
-    known = known or [f"`{name}`" for name in _listed(told)]
+    if not known:
+        told = next((value for name, value in run.get("data", {}).items() if name in DATA), None)
+        known = [f"`{name}`" for name in _listed(told)]
     if run.get("training_pairs") is not None:
         known.append(f"{run['training_pairs']:,} image-caption pairs")
     return ", ".join(known)
@@ -189,18 +179,20 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no whole JSON file. Restore it, or remove it: {error}") from error
 
 
-def _last(logs: list[dict], names: Iterable[str]) -> dict[str, float]:
-    """Of each name the last value that was logged."""
-    found = {name: value for entry in logs for name, value in entry.items() if name in names}
-    return {name: found[name] for name in names if name in found}
-
-
 def read_comparison(folder: Path | None) -> dict[str, Any] | None:
     r"""
-    What `cyclip compare` found, without names of local folders: for the card, and to be published with it.
+    Reads what `cyclip compare` found, without the names of local folders. The card reports it, and it is published with
+    the card.
+
+    Args:
+        folder (`Path`, *optional*):
+            The output folder of `cyclip compare`.
+
+    Returns:
+        `dict`: the results, or `None` without a folder.
 
     Raises:
-        `ValueError`: no report in that folder.
+        `ValueError`: the folder holds no report.
     """
     if folder is None:
         return None
@@ -212,17 +204,9 @@ def read_comparison(folder: Path | None) -> dict[str, Any] | None:
 
 
 def merge_results(card: ModelCard, results: Iterable[EvalResult], model_name: str) -> None:
-    r"""
-    Puts results into the metadata of a card: they replace those of the same measurement and leave others, all other
-    metadata and the text as they are.
-
-    Args:
-        card ([`~huggingface_hub.ModelCard`]):
-            The card, which is changed.
-        results (`Iterable[EvalResult]`):
-            The results.
-        model_name (`str`):
-            The model's name, if the card has none.
+    """
+    Puts results into the metadata of a card. They replace results of the same measurement. The text and all other
+    metadata stay. `model_name` is for a card that names no model.
     """
     merged = list(card.data.get("eval_results", []))
     for result in results:
@@ -233,31 +217,32 @@ def merge_results(card: ModelCard, results: Iterable[EvalResult], model_name: st
 
 
 def write_card(output_dir: str | Path, card: ModelCard) -> None:
-    """Saves a card as the folder's README.md, and how it was then."""
+    """Saves a card as the folder's README.md, and its checksum beside it."""
     path = Path(output_dir, CARD)
     card.save(path)
     Path(output_dir, WRITTEN).write_text(sha256(path) + "\n")
 
 
-def write_model_card(
-    output_dir: str | Path,
-    model_id: str,
-    *,
-    language: str | list[str] | None = None,
-    license: str | None = None,
-    tags: str | list[str] | None = None,
-    base_model: str | None = None,
-    datasets: str | list[str] | None = None,
-) -> ModelCard:
-    """
-    Writes the card after a training, as the Trainer asks for it: arguments as of [`make_card`]. One that somebody edited is
-    of an older model and put aside.
+def write_model_card(output_dir: str | Path, model_id: str, **kwargs) -> ModelCard:
+    r"""
+    Writes the card of a newly trained model; the Trainer calls this. An edited card in the folder describes an older
+    model, so it is renamed to README.edited.md.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The training's output folder.
+        model_id (`str`):
+            The model's name on the Hub, or its folder.
+        kwargs (*optional*):
+            What else [`make_card`] takes.
+
+    Returns:
+        [`~huggingface_hub.ModelCard`]
     """
     if edited_card(output_dir) is not None:
         aside = Path(output_dir, CARD).rename(Path(output_dir, "README.edited.md"))
         logger.warning(f"The model is new, so its card is written anew; the edited one is now {aside}.")
-    told = {"language": language, "license": license, "tags": tags, "base_model": base_model, "datasets": datasets}
-    card = make_card(output_dir, model_id, **told)
+    card = make_card(output_dir, model_id, **kwargs)
     write_card(output_dir, card)
     return card
 
@@ -275,10 +260,7 @@ def weight_files(output_dir: Path) -> list[Path]:
 
 
 def check_checkpoint(output_dir: Path) -> None:
-    r"""
-    Raises:
-        `ValueError`: no checkpoint there, or one whose weights are cut off or lack a file.
-    """
+    """Raises a `ValueError` if the folder holds no checkpoint, or one whose weights are cut off or lack a file."""
     if (output_dir / "adapter_config.json").is_file():
         raise ValueError(
             f"{output_dir} holds an adapter. Merge it into its model first: cyclip train with --resume_from_checkpoint "
@@ -290,45 +272,31 @@ def check_checkpoint(output_dir: Path) -> None:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if missing := sorted(name for name in named if not (output_dir / name).is_file()):
             raise ValueError(f"{index} names weights that are not there: {', '.join(missing)}.")
-    for path in weight_files(output_dir):
-        _read_shapes(path)
+    count_parameters(output_dir)  # it opens every file of the weights
 
 
 def count_parameters(output_dir: Path) -> int:
-    """Numbers in the weights; what batch norm counts along is no parameter."""
-    return sum(
-        math.prod(shape)
-        for path in weight_files(output_dir)
-        for name, shape in _read_shapes(path).items()
-        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    )
-
-
-def _read_shapes(path: Path) -> dict[str, list[int]]:
-    try:
-        with safe_open(path, "pt") as weights:
-            return {name: weights.get_slice(name).get_shape() for name in weights.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut off or damaged: {error}. Save the model again.") from error
+    """How many numbers the weights hold. The statistics of batch norm are no parameters."""
+    count = 0
+    for path in weight_files(output_dir):
+        try:
+            with safe_open(path, "pt") as weights:
+                for name in weights.keys():
+                    if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                        count += math.prod(weights.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise ValueError(f"{path} is cut off or damaged: {error}. Save the model again.") from error
+    return count
 
 
 def sha256(content: Path | bytes) -> str:
-    """What the Hub tells large files apart by."""
+    """The checksum by which the Hub tells large files apart."""
     with BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         return sha_fileobj(file).hex()
 
 
 def draw_training_curve(log_history: list[dict], path: Path) -> bool:
-    r"""
-    Args:
-        log_history (`list[dict]`):
-            What the Trainer has logged, as trainer_state.json holds it.
-        path (`Path`):
-            The PNG to write.
-
-    Returns:
-        `bool`: whether there was anything to draw, and matplotlib to draw it.
-    """
+    """Draws what the Trainer has logged. `False` if there is nothing to draw, or no matplotlib to draw it."""
     steps = [entry for entry in log_history if "loss" in entry]
     if len(steps) < 2:
         return False
@@ -355,6 +323,6 @@ def draw_training_curve(log_history: list[dict], path: Path) -> bool:
     panels[0].set(ylabel="loss", yscale="log", title="loss and its parts")
     panels[1].set(ylabel="recall@1", ylim=(0, 1), title="recall@1 within a training batch")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the date, so that the same training gives the same file and is not uploaded again.
+    # Without matplotlib's version in it, the same training gives the same file, which is then not uploaded again.
     figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
     return True

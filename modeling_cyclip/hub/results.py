@@ -1,9 +1,9 @@
-"""From the results.json of an evaluation to the forms in which the Hub takes evaluation results."""
+"""Turns the results.json of an evaluation into the forms in which the Hub takes evaluation results."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, EvalResultEntry
 from ..evaluation.report import CENTRED
 
 
-# The Hub's names of what a protocol measures; what a list lacks keeps its own name.
+# What the Hub calls the tasks that the protocols measure.
 TASK_TYPES = {
     "zero_shot": "zero-shot-image-classification",
     "shift": "zero-shot-image-classification",
@@ -22,91 +22,44 @@ TASK_TYPES = {
     "retrieval": "image-text-retrieval",
     "winoground": "image-text-retrieval",
 }
-OTHER_TASK_TYPE = "image-feature-extraction"
-METRIC_TYPES = {"top1": "accuracy"}
+# The protocols with a figure that the paper reports.
+MAIN_TASKS = ("zero_shot", "retrieval", "winoground")
 
 
 @dataclass(frozen=True)
 class Figure:
-    r"""
-    One number of a results.json.
+    """One number of a results.json."""
 
-    Args:
-        dataset (`str`):
-            Folder or Hub id of the measured set.
-        split (`str`, *optional*):
-            Its split.
-        task (`str`):
-            The protocol.
-        name (`str`):
-            What was measured.
-        value, low, high (`float`):
-            The figure and its 95 % interval, which single figures do not have.
-        items (`int`, *optional*):
-            Test items that the figure is a mean over; it is then a share.
-        is_main (`bool`):
-            Whether it is the figure that the paper reports on this set.
-    """
-
-    dataset: str
+    dataset_name: str
+    dataset_id: str | None  # the set's name on the Hub, if it is there
     split: str | None
-    task: str
+    task: str  # the protocol
     name: str
+    is_main: bool  # whether the paper reports this figure on such a set
     value: float
-    low: float | None
-    high: float | None
-    items: int | None
-    is_main: bool
-
-    @property
-    def dataset_name(self) -> str:
-        return Path(self.dataset).name
-
-    @property
-    def dataset_id(self) -> str | None:
-        """The set's name on the Hub, if that is where it is."""
-        return self.dataset if _is_on_the_hub(self.dataset) else None
-
-    @property
-    def as_text(self) -> str:
-        return f"{self.value:.4g}" if self.items is None else f"{100 * self.value:.2f} %"
-
-    @property
-    def interval(self) -> str:
-        return "" if self.items is None else f"{100 * self.low:.2f} to {100 * self.high:.2f}"
+    # A mean over test items has their number and a 95 % interval, and is a share. Other figures have neither.
+    low: float | None = None
+    high: float | None = None
+    items: int | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    r"""
-    What one results.json says of one checkpoint.
-
-    Args:
-        plots (`list[Path]`):
-            Plots of it, which lie beside the file.
-        header (`dict`):
-            How it was measured.
-        table (`dict`):
-            Figures by protocol, as they stand there but for names of local folders.
-        figures (`list[Figure]`):
-            The same in a row.
-    """
+    """What one results.json says of one checkpoint. No names of local folders are left in it."""
 
     plots: list[Path]
-    header: dict
-    table: dict
-    figures: list[Figure]
+    header: dict  # how it was measured
+    table: dict  # figures by protocol, as in the file
+    figures: list[Figure]  # the same as a list
 
     def files(self, model_id: str) -> dict[str, bytes]:
         """
-        For publishing, by path in the repository: the results of this checkpoint alone, without names of local folders,
-        and its plots. The folder is named after its content, so that no later run replaces it.
+        The files to publish, by path in the repository: the results of this checkpoint alone, and its plots. The folder
+        is named after its content, so that no later run replaces it.
         """
-        first = self.figures[0]
-        data = (first.dataset_id or first.dataset_name) + (f" [{first.split}]" if first.split else "")
-        content = {**self.header, "data": data, "results": {model_id: self.table}}
+        content = {**self.header, "results": {model_id: self.table}}
         results = (json.dumps(content, indent=2) + "\n").encode()
-        folder = f"evaluation/{first.dataset_name}-{hashlib.sha256(results).hexdigest()[:8]}"
+        folder = f"evaluation/{self.figures[0].dataset_name}-{hashlib.sha256(results).hexdigest()[:8]}"
         return {f"{folder}/results.json": results} | {
             f"{folder}/plots/{plot.name}": plot.read_bytes() for plot in self.plots
         }
@@ -114,20 +67,19 @@ class Evaluation:
 
 def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
     r"""
-    What a results.json says of a checkpoint.
+    Reads what a results.json says of a checkpoint.
 
     Args:
         path (`str` or `Path`):
             The file.
         names (`Iterable[str]`):
-            What the checkpoint may be called there: its folder or its name on the Hub. Folders are compared by where
-            they lead to.
+            What the file may call the checkpoint: its folder, by whatever path, or its name on the Hub.
 
     Returns:
         [`Evaluation`]
 
     Raises:
-        `ValueError`: no such file, or none of its results are of that checkpoint.
+        `ValueError`: there is no such file, or none of its results are of that checkpoint.
     """
     names = list(names)
     try:
@@ -148,23 +100,15 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
     }
     match = re.fullmatch(r"(.*) \[(.*)\]", data)
     dataset, split = match.groups() if match else (data, None)
+    dataset_id, dataset_name = dataset if _is_on_the_hub(dataset) else None, Path(dataset).name
+    header["data"] = (dataset_id or dataset_name) + (f" [{split}]" if split else "")
     main = header.get("metric of the paper") or "top1"
     figures = [
-        Figure(
-            dataset=dataset,
-            split=split,
-            task=task,
-            name=name,
-            value=figure["value"],
-            low=figure.get("low"),
-            high=figure.get("high"),
-            items=figure.get("items"),
-            is_main=name == main and task in ("zero_shot", "retrieval", "winoground"),
-        )
+        Figure(dataset_name, dataset_id, split, task, name, name == main and task in MAIN_TASKS, **figure)
         for task, figures in table.items()
         for name, figure in figures.items()
     ]
-    # An evaluation draws the checkpoint that it measures first.
+    # An evaluation draws plots of the checkpoint that it measures first.
     plots = sorted(Path(path).parent.glob("plots/*.png")) if heading == next(iter(tables)) else []
     return Evaluation(plots, header, table, figures)
 
@@ -175,20 +119,20 @@ def _is_on_the_hub(dataset: str) -> bool:
 
 
 def _without_folder(name: str) -> str:
-    """Of a figure named after a set, `"/home/me/sketches [test] top1"`, the folder's last part: `"sketches [test] top1"`."""
+    """Shortens the folder in the name of a figure: `"/home/me/sketches [test] top1"` to `"sketches [test] top1"`."""
     dataset, bracket, rest = name.partition(" [")
     return name if not bracket or _is_on_the_hub(dataset) else f"{Path(dataset).name} [{rest}"
 
 
 def eval_results(figures: Iterable[Figure]) -> list[EvalResult]:
-    """For `model-index` in the metadata of a card: every figure, as it stands in its file."""
+    """Every figure, with the value of its file, for `model-index` in the metadata of a card."""
     return [
         EvalResult(
-            task_type=TASK_TYPES.get(figure.task.removesuffix(CENTRED), OTHER_TASK_TYPE),
+            task_type=TASK_TYPES.get(figure.task.removesuffix(CENTRED), "image-feature-extraction"),
             dataset_type=figure.dataset_id or figure.dataset_name,
             dataset_name=figure.dataset_name,
             dataset_split=figure.split,
-            metric_type=METRIC_TYPES.get(figure.name, figure.name),
+            metric_type="accuracy" if figure.name == "top1" else figure.name,
             metric_name=f"{figure.task}: {figure.name}",
             metric_value=figure.value,
         )
@@ -196,31 +140,27 @@ def eval_results(figures: Iterable[Figure]) -> list[EvalResult]:
     ]
 
 
-def eval_result_entries(figures: Iterable[Figure]) -> dict[str, list[EvalResultEntry]]:
-    """For `.eval_results/*.yaml`, which huggingface_hub prefers: the main figure on every set that the Hub has, by file."""
-    files: dict[str, list[EvalResultEntry]] = {}
-    for figure in figures:
-        if figure.is_main and figure.dataset_id is not None:
-            notes = f"{figure.name} on the split {figure.split}"
-            if figure.items is not None:
-                notes += (
-                    f", as a share of {figure.items} test items, 95 % interval {figure.low:.4f} to {figure.high:.4f}"
-                )
-            entry = EvalResultEntry(
-                dataset_id=figure.dataset_id,
-                task_id=TASK_TYPES.get(figure.task, figure.task),
-                value=figure.value,
-                notes=notes,
-            )
-            path = f".eval_results/{figure.dataset_id.replace('/', '--')}.yaml"
-            files[path] = merge_entries(files.get(path, []), entry)
-    return files
-
-
-def merge_entries(entries: Iterable[EvalResultEntry], new: EvalResultEntry) -> list[EvalResultEntry]:
-    """The new entry in the place of that of the same measurement. Metric and split have no field but the notes."""
+def eval_result_entries(
+    figures: Iterable[Figure], published: Mapping[str, list[EvalResultEntry]] | None = None
+) -> dict[str, list[EvalResultEntry]]:
+    """
+    The files `.eval_results/*.yaml`, by path, which huggingface_hub prefers: the main figure on every set that the Hub
+    has. The `published` entries stay if they measure something else.
+    """
 
     def measured(entry: EvalResultEntry) -> tuple[str, ...]:
+        # Metric and split have no field but the notes.
         return entry.dataset_id, entry.task_id, (entry.notes or "").partition(", as a share of")[0]
 
-    return [*(entry for entry in entries if measured(entry) != measured(new)), new]
+    files = {}
+    for figure in figures:
+        if not figure.is_main or figure.dataset_id is None:
+            continue
+        notes = f"{figure.name} on the split {figure.split}"
+        if figure.items is not None:
+            notes += f", as a share of {figure.items} test items, 95 % interval {figure.low:.4f} to {figure.high:.4f}"
+        new = EvalResultEntry(figure.dataset_id, TASK_TYPES[figure.task], figure.value, notes=notes)
+        path = f".eval_results/{figure.dataset_id.replace('/', '--')}.yaml"
+        entries = files.get(path) or (published or {}).get(path, [])
+        files[path] = [*(entry for entry in entries if measured(entry) != measured(new)), new]
+    return files

@@ -1,4 +1,4 @@
-"""The Space beside a model, in which people try it: the page of model_cards/space, opening this model."""
+"""Publishes a Space in which people try a model. It is the page of model_cards/space, which opens this model there."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from .publish import Published, PublishError, commit, read_published, saying_how
 
 
 PAGE = package_file("model_cards/space")
-# The two files of the package lie where an import finds them; without an __init__.py they need nothing else of it.
+# Two files of the package go along. An import finds them by their paths, and without an __init__.py they need no others.
 CODE = {name: PAGE / name for name in ("app.py", "answers.py", "checkpoint.py", "requirements.txt")} | {
     f"{PACKAGE.name}/{name}": PACKAGE / name for name in ("data/images.py", "evaluation/ranking.py")
 }
@@ -30,7 +30,7 @@ def publish_space(
     token: str | None = None,
 ) -> CommitInfo:
     r"""
-    Creates or updates the Space of a published model, which has the model's name, in one commit.
+    Creates or updates the Space of a published model in one commit. The Space has the model's name.
 
     Args:
         output_dir (`str` or `Path`):
@@ -38,11 +38,12 @@ def publish_space(
         repo_id (`str`):
             The model on the Hub, `user/name`.
         images (`str` or `Path`, *optional*):
-            Images to compare with, one subfolder a class. They replace those of the Space. Default: those stay.
+            Images to compare with, in one subfolder for each class. They replace the images of the Space, which stay by
+            default.
         license (`str`, *optional*):
             The Hub's identifier of the model's licence.
         private (`bool`, *optional*):
-            Whether a new Space is private. Default: as the model is.
+            Whether a new Space is private. By default it is if the model is.
         revision (`str`, *optional*, defaults to `"main"`):
             The model's branch. The Space has only one.
         token (`str`, *optional*):
@@ -52,8 +53,8 @@ def publish_space(
         [`~huggingface_hub.CommitInfo`]
 
     Raises:
-        `ValueError`: no images in the subfolders of `images`.
-        [`PublishError`]: the Hub did not take it, or the Space holds another app.
+        `ValueError`: there are no images in the subfolders of `images`.
+        [`PublishError`]: the Hub did not take the commit, or the Space holds another app.
     """
     output_dir, api = Path(output_dir), HfApi(token=token)
     with saying_how_to_go_on(output_dir, repo_id, "the Space "):
@@ -64,7 +65,8 @@ def publish_space(
         published = read_published(api, repo_id, repo_type="space")
     uploads, deletions = plan_space(output_dir, repo_id, published, images=images, license=license, revision=revision)
     with saying_how_to_go_on(output_dir, repo_id, "the Space "):
-        return commit(api, repo_id, uploads, deletions, published, "Publish the page", repo_type="space")
+        options = {"commit_message": "Publish the page", "parent_commit": published.commit}
+        return commit(api, repo_id, uploads, deletions, repo_type="space", **options)
 
 
 def plan_space(
@@ -76,17 +78,25 @@ def plan_space(
     license: str | None = None,
     revision: str | None = None,
 ) -> tuple[dict[str, Path | bytes], list[str]]:
-    """What the Space shall hold, by path, and what no longer. Arguments as of [`publish_space`]."""
-    if "app.py" in published.files and CHECKPOINT not in published.files:
+    """What to upload, by path, and which paths to delete. The arguments are those of [`publish_space`]."""
+    is_update = CHECKPOINT in published.files
+    if "app.py" in published.files and not is_update:
         raise PublishError(
             f"The Space {repo_id} holds another app, which stays. Rename it, or leave out --with_space."
         )
+    # A Space that is there already keeps its title, colours and text.
+    new_card = SpaceCard.load(PAGE / CARD)
+    new_card.data.title = f"Try {repo_id.split('/')[-1]}"
+    card = published.card if is_update and published.card is not None else new_card
+    for name in ("sdk", "sdk_version", "python_version", "app_file"):
+        card.data[name] = new_card.data[name]
+    card.data.models, card.data.license = [repo_id], license or card.data.get("license")
+
     config = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
     # The arguments of the page's Checkpoint. Only the code of the model that the Space is published with is trusted.
     checkpoint = {"name": repo_id, "revision": revision, "trust_remote_code": "auto_map" in config}
-    uploads: dict[str, Path | bytes] = {**CODE}
+    uploads: dict[str, Path | bytes] = {**CODE, CARD: str(card).encode()}
     uploads[CHECKPOINT] = (json.dumps(checkpoint, indent=2) + "\n").encode()
-    uploads[CARD] = str(_card(repo_id, published, license)).encode()
     if images is None:
         return uploads, []
     uploads |= {f"images/{path.relative_to(images).as_posix()}": path for path in space_images(images)}
@@ -94,24 +104,8 @@ def plan_space(
 
 
 def space_images(folder: str | Path) -> list[Path]:
-    r"""
-    Raises:
-        `ValueError`: no images in the subfolders.
-    """
+    """The images in the subfolders of a folder. Raises a `ValueError` if there are none."""
     images = list_images(Path(folder))
     if not images:
-        raise ValueError(f"{folder} has no images in subfolders. One subfolder a class is needed: {folder}/dog/1.jpg.")
+        raise ValueError(f"{folder} has no images in subfolders. Each class needs one, as in {folder}/dog/1.jpg.")
     return images
-
-
-def _card(repo_id: str, published: Published, license: str | None) -> SpaceCard:
-    """The Space's README.md; title, colours and text that it has already stay."""
-    card = SpaceCard.load(PAGE / CARD)
-    needed = {name: card.data[name] for name in ("sdk", "sdk_version", "python_version", "app_file")}
-    if CHECKPOINT in published.files and published.card is not None:
-        card = published.card
-    else:
-        card.data.title = f"Try {repo_id.split('/')[-1]}"
-    for name, value in {**needed, "models": [repo_id], "license": license or card.data.get("license")}.items():
-        card.data[name] = value
-    return card
