@@ -23,13 +23,13 @@ def main(arguments: list[str] | None = None):
     parser.add_argument(
         "--vocabulary",
         help="vocabulary: a file (bpe_simple_vocab_16e6.txt.gz), a folder, a name on the Hub, or 'none'. Default: "
-        f"{CLIP_VOCABULARY}, left out where it does not fit or cannot be had",
+        f"{CLIP_VOCABULARY}, or none where this does not fit or cannot be downloaded",
     )
     parser.add_argument(
         "--hidden_act",
         choices=["quick_gelu", "gelu"],
         help="activation of the transformers. Default: what an open_clip_config.json beside the file says, else "
-        "quick_gelu, as in the official code and OpenAI's; most models that OpenCLIP trained have gelu",
+        "quick_gelu, as in the official code and OpenAI's. Most models that OpenCLIP trained have gelu",
     )
     parser.add_argument("--vision_heads", type=int, help="attention heads. Default: one for every 64 channels")
     parser.add_argument("--text_heads", type=int, help="attention heads. Default: one for every 64 channels")

@@ -21,10 +21,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     urls = commands.add_parser("urls", help="a list of URLs and captions (CC3M, CC12M) into WebDataset shards")
     urls.set_defaults(run=download_shards)
     urls.add_argument("url_list", type=Path, help="tab-separated list: caption and URL, or URL and caption")
-    urls.add_argument("output_dir", type=Path, help="folder of the shards; one with a part of them is completed")
-    urls.add_argument("--image_size", type=int, default=256, help="larger images get this shorter side (default: 256)")
-    urls.add_argument("--samples_per_shard", type=int, default=10_000, help="lines a shard (default: 10000)")
-    urls.add_argument("--processes", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    urls.add_argument("output_dir", type=Path, help="folder of the shards. One with a part of them is completed")
+    urls.add_argument("--image_size", type=int, default=256, help="shorter side that larger images get (default: 256)")
+    urls.add_argument(
+        "--samples_per_shard", type=int, default=10_000, help="lines of the list for each shard (default: 10000)"
+    )
+    urls.add_argument("--processes", type=int, default=os.cpu_count(), help="processes (default: one for each core)")
     urls.add_argument("--threads", type=int, default=64, help="downloads at once in each process (default: 64)")
 
     karpathy = commands.add_parser("karpathy", help="Karpathy's json (COCO, Flickr30k) into tables of captions")
@@ -32,9 +34,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     karpathy.add_argument("karpathy_json", type=Path, help="dataset_coco.json or dataset_flickr30k.json")
     karpathy.add_argument("output_dir", type=Path, help="folder of the tables, without the images")
     karpathy.add_argument(
-        "--image_dir",
-        type=Path,
-        help="folder of the images, of COCO that of train2014 and val2014 (default: the json's)",
+        "--image_dir", type=Path, help="folder of the images; COCO's holds train2014 and val2014 (default: the json's)"
     )
     karpathy.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to write (default: all)")
     return parser.parse_args(argv)

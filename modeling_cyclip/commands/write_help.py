@@ -1,4 +1,4 @@
-"""Writes what each program says to `--help` into help/, where `cyclip` reads it: asking the program takes seconds.
+"""Writes what each program says to `--help` into help/. `cyclip` reads it there, since asking the program takes seconds.
 
 python -m modeling_cyclip.commands.write_help
 """
