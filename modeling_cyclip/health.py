@@ -51,7 +51,7 @@ def nothing_learnt(reading: Reading) -> str | None:
         "guessing: nothing is learnt. Likely causes: captions that do not belong to their images (check the columns and "
         "the paths); a `learning_rate` too high, or a warm-up too short, for this model; cyclic terms that hold the "
         "embeddings together from the first step (set `cyclic_warmup_ratio`, such as 0.5). Whether the model can learn "
-        "at all shows in `run_cyclip.py --overfit_check 64`."
+        "at all shows in `cyclip train --overfit_check 64`."
     )
 
 

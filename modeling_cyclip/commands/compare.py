@@ -31,9 +31,9 @@ def run(argv: list[str] | None = None) -> None:
         evaluations = load_evaluations(args)
         train_runs(runs, args.num_parallel, args.launcher)
         measured = {}
-        for done, run in enumerate(runs):
-            print(f"measuring {run.name} ({done} of {len(runs)} are done)", flush=True)
-            measured[run] = {evaluation.name: measure(run, evaluation) for evaluation in evaluations}
+        for done, trained in enumerate(runs):
+            print(f"measuring {trained.name} ({done} of {len(runs)} are done)", flush=True)
+            measured[trained] = {evaluation.name: measure(trained, evaluation) for evaluation in evaluations}
     except ValueError as error:
         sys.exit(f"error: {error}")
 
