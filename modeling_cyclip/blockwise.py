@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .distributed import all_gather_stack, all_reduce_sum, gather_rows, rank, world_size
+from .distributed import all_gather_stack, all_reduce_sum, rank, world_size
 
 
 # Rows of logits in memory at once. 256 rows are as fast as the whole matrix on CPU and enough to keep a GPU busy.
@@ -114,18 +114,11 @@ class BlockwiseContrastiveLoss(torch.autograd.Function):
         return grad_image, grad_text, grad_scale, None
 
 
-def contrastive_loss(
-    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None = None
-) -> Tensor:
-    """CLIP's loss of the pairs of all processes, from unit-norm embeddings and the exponentiated scale."""
-    all_text_embeds = gather_rows(text_embeds, process_group)
-    return BlockwiseContrastiveLoss.apply(image_embeds, all_text_embeds, logit_scale, process_group)
-
-
 class BlockwiseViewLoss(torch.autograd.Function):
     """
-    Cross-entropy over the rows alone of the scaled similarities. No row needs the sums of another row, so one pass over
-    blocks of rows gives both the loss and its gradients. The backward pass only scales these.
+    Cross-entropy of finding each sample's augmented view: over the rows of the scaled similarities only, that is, from
+    the original view to the augmented one, as in the official code. No row needs the sums of another row, so one pass
+    over blocks of rows gives both the loss and its gradients. The backward pass only scales these.
 
     With a process group, `embeds` are the n rows of this process, and `augmented_embeds` the columns of all processes.
     """
@@ -158,17 +151,6 @@ class BlockwiseViewLoss(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor):
         refuse_second_derivatives()
         return *(grad * (ctx.factor * grad_output) for grad in ctx.saved_tensors), None
-
-
-def view_contrastive_loss(
-    embeds: Tensor, augmented_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None = None
-) -> Tensor:
-    """
-    Cross-entropy of finding each sample's augmented view among those of all processes. As in the official code, it goes
-    in one direction only, from the original view to the augmented one.
-    """
-    all_augmented_embeds = gather_rows(augmented_embeds, process_group)
-    return BlockwiseViewLoss.apply(embeds, all_augmented_embeds, logit_scale, process_group)
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .blockwise import contrastive_loss, full_precision, refuse_second_derivatives, view_contrastive_loss
+from .blockwise import BlockwiseContrastiveLoss, BlockwiseViewLoss, full_precision, refuse_second_derivatives
 from .configuration_cyclip import check_cyclic_terms
-from .distributed import all_reduce_sum, world_size
+from .distributed import all_reduce_sum, gather_rows, world_size
 
 
 class CyCLIPLossOutput(NamedTuple):
@@ -112,13 +112,14 @@ def cyclip_loss(
         raise ValueError(f"`logit_scale` must be one number, got a tensor of shape {tuple(logit_scale.shape)}.")
     logit_scale = logit_scale.reshape(())
 
-    contrastive = contrastive_loss(image_embeds, text_embeds, logit_scale, process_group)
+    all_text_embeds = gather_rows(text_embeds, process_group)
+    contrastive = BlockwiseContrastiveLoss.apply(image_embeds, all_text_embeds, logit_scale, process_group)
     loss, inmodal_contrastive = contrastive, None
     if views:
-        inmodal_contrastive = (
-            view_contrastive_loss(image_embeds, views[0], logit_scale, process_group)
-            + view_contrastive_loss(text_embeds, views[1], logit_scale, process_group)
-        ) / 2
+        inmodal_contrastive = sum(
+            BlockwiseViewLoss.apply(embeds, gather_rows(augmented, process_group), logit_scale, process_group) / 2
+            for embeds, augmented in zip((image_embeds, text_embeds), views, strict=True)
+        )
         loss = (contrastive + inmodal_contrastive) / 2
 
     norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, process_group)
