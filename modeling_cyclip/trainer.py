@@ -301,21 +301,17 @@ class CyCLIPTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        # With several datasets, this call makes one evaluation for each, which passes it as `eval_dataset`.
+        # With several datasets, transformers calls this method again for each of them, with `eval_dataset`.
         if self.extra_metrics is not None and eval_dataset is None:
             with self.compute_loss_context_manager():
                 metrics = self.extra_metrics(self.model)
-            self._pending_metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
             if not self.eval_dataset:
-                metrics = self._take_pending_metrics()
                 self.log(metrics)
                 self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
                 return metrics
+            self._pending_metrics = metrics
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-    def _take_pending_metrics(self) -> dict[str, float]:
-        metrics, self._pending_metrics = self._pending_metrics, {}
-        return metrics
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         self._broken_eval_images = self._broken_images_by_evaluation.setdefault(
@@ -327,7 +323,8 @@ class CyCLIPTrainer(Trainer):
         self._broken_eval_images.report()
         # transformers averages over batches as if all were full. These are means over pairs.
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in self._eval_parts.drain().items()})
-        output.metrics.update(self._take_pending_metrics())
+        output.metrics.update(self._pending_metrics)
+        self._pending_metrics = {}
         return output
 
     def prediction_step(
