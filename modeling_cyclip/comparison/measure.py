@@ -31,9 +31,6 @@ from .runs import ComparisonArguments, Run, slug
 # The comparison sets these itself, or they have no effect in it.
 RESERVED = ("model_name_or_path", "output_dir", "compare_to", "center", "plots")
 
-# A share of repeated captions below this is not mentioned.
-MENTIONED_SHARE = 0.02
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -124,21 +121,15 @@ def _write(path: Path, arguments: str, results: dict[str, Figures]) -> None:
 
 def _read(path: Path, arguments: str) -> dict[str, Figures] | None:
     with safe_open(path, "pt") as file:
-        metadata, names = file.metadata(), set(file.keys())
+        metadata = file.metadata()
         if metadata["arguments"] != arguments:
             return None
-
-        def figure(task: str, name: str, number: float | None) -> Measure | float:
-            if number is not None:
-                return number
-            classes = f"{task}/{name}/classes"
-            scores: torch.Tensor = file.get_tensor(f"{task}/{name}/scores")
-            return Measure(scores, file.get_tensor(classes) if classes in names else None)
-
-        return {
-            task: {name: figure(task, name, number) for name, number in figures.items()}
-            for task, figures in json.loads(metadata["figures"]).items()
-        }
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    results = json.loads(metadata["figures"])
+    for task, figures in results.items():
+        for name in [name for name, number in figures.items() if number is None]:
+            figures[name] = Measure(tensors[f"{task}/{name}/scores"], tensors.get(f"{task}/{name}/classes"))
+    return results
 
 
 @dataclass(frozen=True)
@@ -214,7 +205,7 @@ def compare(
     mean over them, and the `difference` to the baseline. In a sweep the baseline is that with the same value, where it
     has one. `measured` holds figures by training, evaluation, protocol and name.
     """
-    entries: dict = {}
+    entries: dict[tuple[str, str, str], dict[str, list[Measure | float]]] = {}
     shifted = {shift.name: short_name(shift) for evaluation in evaluations for shift in evaluation.data.shifts}
 
     def add(condition: str, evaluation: str, figures_by_task: dict[str, Figures]) -> None:
@@ -222,8 +213,7 @@ def compare(
             for name, figure in figures.items():
                 for shift, short in shifted.items():
                     name = name.replace(shift, short)
-                by_arm = entries.setdefault(evaluation, {}).setdefault(task, {}).setdefault(name, {})
-                by_arm.setdefault(condition, []).append(figure)
+                entries.setdefault((evaluation, task, name), {}).setdefault(condition, []).append(figure)
 
     conditions = {run.condition for run in runs}
     baselines, cost = {}, {}
@@ -241,13 +231,9 @@ def compare(
             for evaluation, figures_by_task in measured[run].items():
                 add(condition, evaluation, without_means(figures_by_task))
 
-    results = {
-        evaluation: {
-            task: {name: _by_arm(by_arm, baselines) for name, by_arm in by_name.items()}
-            for task, by_name in by_task.items()
-        }
-        for evaluation, by_task in entries.items()
-    }
+    results: dict[str, dict[str, dict[str, dict]]] = {}
+    for (evaluation, task, name), by_arm in entries.items():
+        results.setdefault(evaluation, {}).setdefault(task, {})[name] = _by_arm(by_arm, baselines)
     record = json.loads((runs[0].folder / "run.json").read_text())
     return {
         "command": command,
@@ -286,7 +272,8 @@ def _by_arm(figures: dict[str, list[Measure | float]], baselines: dict[str, str]
 
 def _notes(run: Run) -> list[str]:
     shares = [entry["repeated_captions"] for entry in run.log_history() if "repeated_captions" in entry]
-    if not shares or (share := sum(shares) / len(shares)) < MENTIONED_SHARE:
+    # A share below 2 % is not worth a mention.
+    if not shares or (share := sum(shares) / len(shares)) < 0.02:
         return []
     return [
         f"{100 * share:.0f} % of the captions of a training batch repeat another one of it. Each counts as a negative of "

@@ -25,22 +25,14 @@ LOSS_PARTS = {
     "inmodal_cyclic_loss": "in-modal, unweighted",
     "crossmodal_cyclic_loss": "cross-modal, unweighted",
 }
-# More samples than this make cells too small to see.
-MATRIX_SAMPLES = 24
-MAX_ARMS_OF_EMBEDDINGS = 4
-PLANE_CLASSES = 6
 
 
 def draw_pictures(
-    output_dir: Path,
-    results: dict,
-    runs: list[Run],
-    evaluations: list[Evaluation],
-    plane_classes: list[str],
+    output_dir: Path, results: dict, runs: list[Run], evaluations: list[Evaluation], plane_classes: list[str]
 ) -> list[tuple[str, Path]]:
     """
     Captions and PNG files of all pictures that a report shows; `results` are what [`compare`] returns. Without
-    `plane_classes` those with most images are drawn in the plane.
+    `plane_classes` the six with most images are drawn in the plane.
     """
     folder = output_dir / "plots"
     if results["swept"]:
@@ -71,12 +63,13 @@ def draw_pictures(
 def _of_embeddings(
     folder: Path, runs: list[Run], evaluation: Evaluation, plane_classes: list[str]
 ) -> list[tuple[str, Path]]:
-    """Similarity matrices, and classes in the plane, of the first seed's models."""
-    first_seed = [run for run in runs if run.seed == runs[0].seed][:MAX_ARMS_OF_EMBEDDINGS]
+    """Similarity matrices, and classes in the plane, of the first seed's models: four at most."""
+    first_seed = [run for run in runs if run.seed == runs[0].seed][:4]
     embedded = {run.arm: embeddings(run, evaluation) for run in first_seed}
     one = next(iter(embedded.values()))
     generator = torch.Generator().manual_seed(evaluation.args.seed)
-    chosen = torch.randperm(len(one.image_embeds), generator=generator)[:MATRIX_SAMPLES].sort().values
+    # More than 24 samples make cells too small to see.
+    chosen = torch.randperm(len(one.image_embeds), generator=generator)[:24].sort().values
     if one.labels is None:
         names = [one.data.captions[index][0] for index in chosen.tolist()]
         matrices = {arm: (e.image_embeds[chosen], first_captions(e)[chosen]) for arm, e in embedded.items()}
@@ -89,7 +82,7 @@ def _of_embeddings(
         classes = [one.data.class_names.index(name) for name in plane_classes]
         if not classes:
             counts = torch.bincount(one.labels, minlength=len(one.class_embeds))
-            classes = counts.argsort(descending=True, stable=True)[:PLANE_CLASSES].tolist()
+            classes = counts.argsort(descending=True, stable=True)[:6].tolist()
         path = save(plane(embedded, classes), folder / "plane")
         pictures.append(("Images and class texts (stars) in the two directions in which they vary most.", path))
     return pictures
