@@ -97,11 +97,9 @@ def _read_labels_csv(folder: Path) -> Dataset:
         rows = list(csv.DictReader(file))
     if not rows or not {"image", "label"} <= rows[0].keys():
         raise ValueError("labels.csv must have rows with the columns image and label")
-    columns = {
-        "image": [str((folder / row["image"]).resolve()) for row in rows],
-        "label": [int(row["label"]) for row in rows],
-    }
-    return Dataset.from_dict(columns).cast_column("image", Image())
+    images = [str((folder / row["image"]).resolve()) for row in rows]
+    labels = [int(row["label"]) for row in rows]
+    return Dataset.from_dict({"image": images, "label": labels}).cast_column("image", Image())
 
 
 def _read_classes_py(folder: Path) -> tuple[list[str], list[str]]:

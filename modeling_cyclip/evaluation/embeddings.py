@@ -60,7 +60,7 @@ def embed_all(
 
 
 def embed(data: EvaluationSet, encoder: "Encoder", seed: int) -> EmbeddedSet | None:
-    """All embeddings of a set, its reference images and its shifts, as of [`embed_all`]."""
+    """All embeddings of a set, its reference images and its shifts; `None` but on the main process."""
     image_features = encoder.images(data.dataset)
     prompts = None if data.class_names is None else encoder.texts(class_prompts(data.class_names, data.templates))
     captions = None if data.captions is None else encoder.texts([text for texts in data.captions for text in texts])
@@ -99,6 +99,8 @@ def first_captions(embedded: EmbeddedSet) -> Tensor:
 
 def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tuple[CLIPModel, ProcessorMixin]:
     r"""
+    Opens a checkpoint for evaluation.
+
     Args:
         name_or_path (`str`):
             Folder or Hub id of a CLIP checkpoint, ours or not.

@@ -195,8 +195,8 @@ def _classes(
     if names is None:
         if not isinstance(feature, ClassLabel):
             raise ValueError(
-                f"Column '{column}' has labels without names: neither is it a ClassLabel column nor is there a "
-                "classnames.txt beside the data."
+                f"Column '{column}' has labels without names: it is not a ClassLabel column, and there is no classnames.txt "
+                "beside the data."
             )
         # Identifiers have underscores where a caption has spaces.
         names = [name.replace("_", " ") for name in feature.names]

@@ -74,28 +74,21 @@ def linear_probe(
     groups = [{"params": [weight], "weight_decay": weight_decay}, {"params": [bias], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     num_steps = epochs * math.ceil(len(train_features) / batch_size)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: (1 + math.cos(math.pi * step / num_steps)) / 2
-    )
+    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / num_steps)) / 2)
     for _ in range(epochs):
         order = torch.randperm(len(train_features), generator=generator).to(train_features.device)
         for rows in order.split(batch_size):
             optimizer.zero_grad()
             F.cross_entropy(F.linear(train_features[rows], weight, bias), train_labels[rows]).backward()
             optimizer.step()
-            scheduler.step()
+            cosine.step()
     with torch.no_grad():
         predictions = F.linear(test_features, weight, bias).argmax(dim=1)
     return _accuracies(predictions, test_labels)
 
 
 def logistic_regression(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    *,
-    seed: int = 0,
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, *, seed: int = 0
 ) -> dict[str, Measure | float]:
     r"""
     Logistic regression by L-BFGS (CLIP, section 3.2, by scikit-learn). The penalty is the one that does best on a held-out

@@ -27,7 +27,6 @@ BLUE, GREY, GREEN = "#2a6fbb", "#8c8c8c", "#2e8b57"
 
 NUM_QUERIES = 5
 NUM_NEAREST = 5
-NUM_PAIRS = 16
 
 
 def draw_pictures(test: EmbeddedSet, folder: Path, seed: int) -> list[Path]:
@@ -50,7 +49,7 @@ def draw_pictures(test: EmbeddedSet, folder: Path, seed: int) -> list[Path]:
         figures["contact_sheet_captions"] = contact_sheet(
             test, captions, test.caption_embeds, lambda image, text: text in test.data.captions[image], seed
         )
-        rows = _sample(len(test.image_embeds), NUM_PAIRS, seed)
+        rows = _sample(len(test.image_embeds), 16, seed)
         similarities = test.image_embeds[rows] @ first_captions(test)[rows].T
         names = [f"image {row}" for row in rows]
         firsts = [test.data.captions[row][0] for row in rows]

@@ -73,11 +73,7 @@ def check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
 
 
 def fine_coarse(
-    image_embeds: Tensor,
-    class_embeds: Tensor,
-    labels: Tensor,
-    superclasses: Tensor,
-    topk: Sequence[int] = (1, 2, 3),
+    image_embeds: Tensor, class_embeds: Tensor, labels: Tensor, superclasses: Tensor, topk: Sequence[int] = (1, 2, 3)
 ) -> dict[str, Measure]:
     r"""
     Fine: the right class is found among the classes of its own superclass. Coarse: the right superclass is found among all
