@@ -53,7 +53,7 @@ class Consistency(evaluate.Metric):
 
     def _compute(self, predictions, references, k=1):
         if k < 1 or min(len(neighbours) for neighbours in references) < k:
-            raise ValueError(f"k={k} needs k to be at least 1 and as many neighbours of every image.")
+            raise ValueError(f"k must be at least 1, and every image needs as many neighbours, got k={k}.")
         # Nearest first: the k that vote.
         votes = majority_votes(torch.tensor([neighbours[:k] for neighbours in references]), [k])[k]
         agreements = torch.tensor(predictions) == votes
