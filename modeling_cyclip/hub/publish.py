@@ -23,7 +23,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import yaml_dump
+from huggingface_hub.utils import filter_repo_objects, yaml_dump
 from huggingface_hub.utils.sha import git_hash
 
 from ..run_record import RUN_RECORD
@@ -40,9 +40,9 @@ PUBLISHED = (
 )  # fmt: skip
 
 # These files in the repository belong to its weights. They must not stand beside new weights.
-OF_THE_WEIGHTS = (
+OF_THE_WEIGHTS = [
     "*.safetensors", "*.safetensors.index.json", ".eval_results/*", "comparison/*", "evaluation/*", "plots/*", "runs/*",
-)  # fmt: skip
+]  # fmt: skip
 
 
 class PublishError(RuntimeError):
@@ -173,19 +173,20 @@ def make_plan(
     card: ModelCard | None = None,
 ) -> tuple[dict[str, Path | bytes], list[str], ModelCard]:
     """What to upload, by path, which paths to delete, and the card. The arguments are those of [`publish`]."""
-    published_weights = {
+    weights = {
         path: file.lfs.sha256 if file.lfs else file.blob_id
         for path, file in published.files.items()
         if fnmatch(path, "*.safetensors") and "/" not in path
     }
-    is_same_model = published_weights == {path.name: sha256(path) for path in weight_files(output_dir)}
+    is_same_model = weights == {path.name: sha256(path) for path in weight_files(output_dir)}
+    of_this_model = published if is_same_model else NOTHING
     figures = [figure for evaluation in evaluations for figure in evaluation.figures]
     if not new_card:
-        card = card or edited_card(output_dir) or (published.card if is_same_model else None)
+        card = card or edited_card(output_dir) or of_this_model.card
     card = card or make_card(output_dir, repo_id, figures, license, comparison)
 
     metadata, text = card.data.to_dict(), card._content
-    kept = published.card.data.get("eval_results", []) if is_same_model and published.card is not None else []
+    kept = [] if of_this_model.card is None else of_this_model.card.data.get("eval_results", [])
     merge_results(card, [*kept, *eval_results(figures)], model_name=repo_id.split("/")[-1])
     if card.data.to_dict() != metadata:
         text = str(card)
@@ -197,12 +198,12 @@ def make_plan(
         uploads |= evaluation.files(repo_id)
     if comparison is not None:
         uploads["comparison/results.json"] = (json.dumps(comparison, indent=1) + "\n").encode()
-    for path, entries in eval_result_entries(figures, published.eval_results if is_same_model else None).items():
+    for path, entries in eval_result_entries(figures, of_this_model.eval_results).items():
         uploads[path] = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False).encode()
     uploads[CARD] = text.encode()
     deletions = []
-    if published_weights and not is_same_model:
-        old = [path for path in published.files if any(fnmatch(path, pattern) for pattern in OF_THE_WEIGHTS)]
+    if weights and not is_same_model:
+        old = filter_repo_objects(published.files, allow_patterns=OF_THE_WEIGHTS)
         deletions = [path for path in old if path not in uploads]
     return uploads, deletions, card
 

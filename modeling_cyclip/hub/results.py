@@ -141,7 +141,7 @@ def eval_results(figures: Iterable[Figure]) -> list[EvalResult]:
 
 
 def eval_result_entries(
-    figures: Iterable[Figure], published: Mapping[str, list[EvalResultEntry]] | None = None
+    figures: Iterable[Figure], published: Mapping[str, list[EvalResultEntry]]
 ) -> dict[str, list[EvalResultEntry]]:
     """
     The files `.eval_results/*.yaml`, by path, which huggingface_hub prefers: the main figure on every set that the Hub
@@ -161,6 +161,6 @@ def eval_result_entries(
             notes += f", as a share of {figure.items} test items, 95 % interval {figure.low:.4f} to {figure.high:.4f}"
         new = EvalResultEntry(figure.dataset_id, TASK_TYPES[figure.task], figure.value, notes=notes)
         path = f".eval_results/{figure.dataset_id.replace('/', '--')}.yaml"
-        entries = files.get(path) or (published or {}).get(path, [])
+        entries = files.get(path) or published.get(path, [])
         files[path] = [*(entry for entry in entries if measured(entry) != measured(new)), new]
     return files

@@ -108,7 +108,7 @@ def test_names_the_objective(run_folder, weights, objective):
 
 
 def test_evaluation_results_in_the_preferred_form(run_folder, results):
-    files = eval_result_entries(read_results(results, [str(run_folder)]).figures)
+    files = eval_result_entries(read_results(results, [str(run_folder)]).figures, {})
     assert list(files) == [".eval_results/clip-benchmark--wds_tiny.yaml"]
     (entry,) = parse_eval_result_entries(yaml.safe_load(yaml.dump(eval_result_entries_to_yaml(*files.values()))))
     assert (entry.dataset_id, entry.value) == ("clip-benchmark/wds_tiny", 0.625)
@@ -118,7 +118,7 @@ def test_evaluation_results_in_the_preferred_form(run_folder, results):
 def test_sets_that_are_not_on_the_hub_have_no_entry_and_no_folder(run_folder, tmp_path):
     path = write_results(tmp_path / "results.json", str(run_folder), 0.5, data=f"{tmp_path}/private/cifar10 [val]")
     evaluation = read_results(path, [str(run_folder)])
-    assert eval_result_entries(evaluation.figures) == {}
+    assert eval_result_entries(evaluation.figures, {}) == {}
     assert eval_results(evaluation.figures)[0].dataset_type == "cifar10"
     ((name, content),) = evaluation.files("tester/vit").items()
     assert re.fullmatch(r"evaluation/cifar10-[0-9a-f]{8}/results\.json", name)
