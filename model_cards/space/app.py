@@ -1,4 +1,4 @@
-"""Try a CLIP checkpoint in the browser: what text space and image space say of a picture, and search by text.
+"""Shows in the browser what a CLIP checkpoint's text space and image space say of a picture, and searches images by text.
 
 As a Space, it opens the checkpoint that checkpoint.json names and the images in images/. On a machine of your own:
 
@@ -69,6 +69,7 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
         ]
 
     has_images = bool(references.paths)
+    of_galleries = {"show_label": False, "buttons": [], "visible": has_images}
     with gr.Blocks(title=f"Try {checkpoint.name}", analytics_enabled=False) as page:
         gr.Markdown(
             f"# Try {checkpoint.name}\n"
@@ -99,22 +100,13 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
                     with gr.Column(min_width=280):
                         gr.Markdown(f"### Image space: nearest images\n{describe(references)}")
                         by_images = gr.Label(label="Votes", num_top_classes=SHOWN_LABELS, visible=has_images)
-                        gallery = gr.Gallery(
-                            label="Nearest images",
-                            show_label=False,
-                            columns=3,
-                            height=330,
-                            buttons=[],
-                            visible=has_images,
-                        )
+                        gallery = gr.Gallery(label="Nearest images", columns=3, height=330, **of_galleries)
         with gr.Tab("Search images by text"):
             gr.Markdown(describe(references))
             query = gr.Textbox(
                 label="Text", placeholder="a photo of a dog in the snow", submit_btn="Search", visible=has_images
             )
-            found = gr.Gallery(
-                label="Images found", show_label=False, columns=6, height="auto", buttons=[], visible=has_images
-            )
+            found = gr.Gallery(label="Images found", columns=6, height="auto", **of_galleries)
 
         gr.on(
             [button.click, image.change, labels.submit, sentence.submit, count.release],
@@ -129,7 +121,7 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
 
 def describe(references: ReferenceImages) -> str:
     if not references.paths:
-        text = "There are no images to compare with: put some into `images/`, one folder a class (`images/dog/1.jpg`)."
+        text = "There are no images to compare with. Put some into `images/`, in a folder for each class: `images/dog/1.jpg`."
     else:
         text = f"Of {len(references.paths):,} images in {len(references.class_names):,} classes; each with its cosine."
     if references.broken:
@@ -138,7 +130,7 @@ def describe(references: ReferenceImages) -> str:
 
 
 def say_whether_they_agree(label: str, neighbours_class: str, labels: list[str]) -> str:
-    says = f"text space says {bold(label)}, image space {bold(neighbours_class)}"
+    says = f"text space says {bold(label)}, image space says {bold(neighbours_class)}"
     return {
         True: verdict(f"<b>They agree</b>: both spaces say {bold(label)}.", "agree"),
         False: verdict(f"<b>They disagree</b>: {says}.", "disagree"),
@@ -163,7 +155,7 @@ def main() -> None:
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that the checkpoint brings")
     parser.add_argument(
-        "--images", type=Path, default=HERE / "images", help="images to compare with, one subfolder a class"
+        "--images", type=Path, default=HERE / "images", help="images to compare with, in one subfolder for each class"
     )
     args = parser.parse_args()
     if args.model is None:

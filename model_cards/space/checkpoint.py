@@ -1,4 +1,4 @@
-"""A CLIP checkpoint that embeds images, texts and the folder of images that the page compares with."""
+"""Embeds texts, images and the folder of images that the page compares with, by a CLIP checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,9 @@ from modeling_cyclip.data.images import BrokenImageError, class_of, list_images,
 
 
 class Checkpoint:
-    r"""
-    Any CLIP that transformers opens, on the GPU if there is one.
-
-    Args:
-        name (`str`):
-            Its name on the Hub, or its folder.
-        revision (`str`, *optional*):
-            Branch or commit on the Hub.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether to run the code that the checkpoint brings, as one with a ResNet tower does.
+    """
+    Any CLIP that transformers opens, by its name on the Hub or its folder. It runs on the GPU if there is one. A
+    checkpoint with a ResNet tower brings code, which `trust_remote_code` allows to run.
     """
 
     def __init__(self, name: str, revision: str | None = None, trust_remote_code: bool = False):
@@ -43,7 +36,7 @@ class Checkpoint:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit-norm embeddings `(num_texts, dim)`, on the CPU. What exceeds the model's context is cut."""
+        """Unit-norm embeddings `(num_texts, dim)`, on the CPU. Texts are cut to the length that the model reads."""
         inputs = self.processor.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.model.device)
@@ -53,24 +46,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    r"""
-    The images of a folder, one subfolder a class.
-
-    Args:
-        paths (`list[Path]`):
-            Their files.
-        classes (`list[str]`):
-            Their classes.
-        embeds (`torch.Tensor` of shape `(num_images, dim)`):
-            Their unit-norm embeddings.
-        broken (`list[str]`):
-            Files that could not be opened.
-    """
+    """The images of a folder with one subfolder for each class."""
 
     paths: list[Path]
-    classes: list[str]
-    embeds: Tensor
-    broken: list[str]
+    classes: list[str]  # of each path
+    embeds: Tensor  # of each path, unit norm
+    broken: list[str]  # files that could not be opened
 
     @property
     def class_names(self) -> list[str]:

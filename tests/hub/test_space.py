@@ -275,7 +275,7 @@ def test_page_answers_in_both_spaces_and_searches(playwright, hub, publish, run_
     disagreeing = next(row for row in range(len(files)) if votes[row] != rankings[row][0])
     cases = [
         (agreeing, rankings[agreeing][-1], "They agree: both spaces say {voted}."),
-        (disagreeing, rankings[disagreeing][0], "They disagree: text space says {other}, image space {voted}."),
+        (disagreeing, rankings[disagreeing][0], "They disagree: text space says {other}, image space says {voted}."),
     ]
 
     with opened_page(playwright, hub, "tester/vit", tmp_path / "space") as page:
