@@ -1,4 +1,4 @@
-"""`run.json`: what a training run was told, and where it ran. Saved beside the model, read by the card."""
+"""Writes `run.json`: what a training was told and where it ran. It lies beside the model, and the card reads it."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Sized
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ RUN_RECORD = "run.json"
 
 PACKAGES = ("cyclip", "torch", "transformers", "accelerate", "datasets", "tokenizers", "Pillow")
 
-# What transformers' arguments say about the training itself. Those of CyCLIPTrainingArguments are recorded too, except
-# for what only concerns logging.
+# These arguments of transformers describe the training itself. Those of CyCLIPTrainingArguments are recorded too, except
+# for those that only concern logging.
 INHERITED = (
     "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "data_seed", "fp16", "gradient_checkpointing", "max_steps",
     "num_train_epochs", "seed", "tf32", "torch_compile", "warmup_ratio", "warmup_steps",
 )  # fmt: skip
 LOGGING = {"logging_steps", "remove_unused_columns", "hub_strategy", "per_device_eval_batch_size"}
 
-# Always files on this machine, which globs may name.
+# These arguments always name files on this machine, perhaps by globs.
 FILES = {"train_file", "validation_file", "train_shards", "validation_shards"}
 
 
@@ -43,27 +44,12 @@ def write_run_record(
     model: Any = None,
     data: Any = None,
 ) -> None:
-    r"""
-    Writes `run.json` into a folder that a model is saved in. Names of local files are kept without their folders, since
-    the record may be published. What a script of one's own does not say is taken from the model and the data where they
-    know it, and else left out.
-
-    Args:
-        output_dir (`str` or `Path`):
-            The folder.
-        training_args ([`CyCLIPTrainingArguments`]):
-            How the model is trained.
-        trained_model ([`~transformers.PreTrainedModel`]):
-            The model.
-        train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`, *optional*):
-            The pairs.
-        model (dataclass, *optional*):
-            Arguments that say which model is trained.
-        data (dataclass, *optional*):
-            Arguments that say on which pairs.
+    """
+    Writes `run.json` into the folder that the model is saved in. The dataclasses `model` and `data` are the command's
+    arguments. A script has none: then the record takes from the model and the pairs what they know, and leaves out the
+    rest. Local files are named without their folders, since the record may be published.
     """
     own = set(CyCLIPTrainingArguments.__annotations__) - LOGGING
-    told = {name: value for name, value in training_args.to_sanitized_dict().items() if name in own | set(INHERITED)}
     base_model = trained_model.name_or_path if model is None else getattr(model, "model_name_or_path", None)
     dataset = _source(train_dataset) if data is None else _hub_id(getattr(data, "dataset_name", None))
     record = {
@@ -71,15 +57,15 @@ def write_run_record(
         "data": {} if data is None else _changed(data),
         "training": {
             name: value
-            for name, value in told.items()
-            if value not in (None, "None") and (name in own or value is not False)
+            for name, value in training_args.to_sanitized_dict().items()
+            if value not in (None, "None") and (name in own or (name in INHERITED and value is not False))
         },
-        "base_model": _hub_id(base_model or None),
+        "base_model": _hub_id(base_model),
         "dataset": dataset,
         "training_pairs": len(train_dataset) if isinstance(train_dataset, Sized) else None,
         "processes": training_args.world_size,
         "hardware": _hardware(training_args.device),
-        "environment": {"Python": platform.python_version()} | _versions(),
+        "environment": _versions(),
         "commit": _commit(),
     }
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -87,7 +73,7 @@ def write_run_record(
 
 
 def _source(dataset: Dataset | None) -> str | None:
-    """The name of the dataset on the Hub that a table was loaded from, if all of it comes from one."""
+    """The name of the dataset on the Hub that a table was loaded from, if it comes from one alone."""
     if not is_table(dataset):
         return None
     matches = [re.match(r"hf://datasets/([^@]+)@", url) for url in dataset.info.download_checksums or ()]
@@ -96,21 +82,15 @@ def _source(dataset: Dataset | None) -> str | None:
 
 
 def _changed(arguments: Any) -> dict[str, Any]:
-    """What differs from the defaults."""
-    values = {}
-    for field in dataclasses.fields(arguments):
-        value = getattr(arguments, field.name)
-        if value != field.default:
-            values[field.name] = _without_folders(value, field.name in FILES)
-    return values
+    """The arguments that differ from their defaults."""
+    told = [(field.name, getattr(arguments, field.name), field.default) for field in dataclasses.fields(arguments)]
+    return {name: _without_folders(value, name in FILES) for name, value, default in told if value != default}
 
 
 def _without_folders(value: Any, is_file: bool) -> Any:
     if isinstance(value, list):
         return [_without_folders(item, is_file) for item in value]
-    if is_file or _is_local(value):
-        return Path(value).resolve().name
-    return value
+    return Path(value).resolve().name if is_file or _is_local(value) else value
 
 
 def _is_local(value: Any) -> bool:
@@ -118,22 +98,21 @@ def _is_local(value: Any) -> bool:
 
 
 def _hub_id(name: str | None) -> str | None:
-    return None if name is None or _is_local(name) else name
+    return None if not name or _is_local(name) else name
 
 
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()} ({platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'})"
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
+    versions = {"Python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return versions
 
 
