@@ -18,33 +18,38 @@ from .card import add_card_arguments, read_all_results
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Publish a checkpoint on the Hub, or what a later run adds to it.")
-    parser.add_argument("output_dir", type=Path, help="the checkpoint's folder, at best a training's output folder")
-    parser.add_argument("repo_id", help="where to: user/name")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--revision", help="branch to publish to, created if it is not there (default: main)")
-    parser.add_argument("--dry_run", action="store_true", help="only show what would be uploaded")
-    parser.add_argument("--new_card", action="store_true", help="write the card anew, whatever card there is")
     parser.add_argument(
-        "--with_space", action="store_true", help="publish a Space beside it, in which to try the model"
+        "output_dir", type=Path, help="the checkpoint's folder, best the output folder of its training"
+    )
+    parser.add_argument("repo_id", help="the repository to publish to: user/name")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", help="branch to publish to, created if it does not exist (default: main)")
+    parser.add_argument("--dry_run", action="store_true", help="only show what would be uploaded")
+    parser.add_argument("--new_card", action="store_true", help="write a new card, even if there is one to keep")
+    parser.add_argument(
+        "--with_space", action="store_true", help="also publish a Space in which people can try the model"
     )
     parser.add_argument(
-        "--space_images", type=Path, help="images for the Space to compare with, one subfolder a class"
+        "--space_images", type=Path, help="images for the Space to compare with, in one subfolder for each class"
     )
     add_card_arguments(parser)
     args = parser.parse_args(argv)
     if args.space_images is not None and not args.with_space:
-        parser.error("--space_images are for a Space: add --with_space")
+        parser.error("--space_images gives images for a Space: add --with_space")
     space = {"images": args.space_images, "revision": args.revision}
     try:
         check_checkpoint(args.output_dir)
         if args.space_images is not None:
-            space_images(args.space_images)  # said before anything is published
-        evaluations = read_all_results(args, [str(args.output_dir), args.repo_id])
-        comparison = read_comparison(args.comparison)
-        card = {"license": args.license, "new_card": args.new_card, "comparison": comparison}
+            space_images(args.space_images)  # fails before anything is published
+        model = {
+            "evaluations": read_all_results(args, [str(args.output_dir), args.repo_id]),
+            "comparison": read_comparison(args.comparison),
+            "license": args.license,
+            "new_card": args.new_card,
+        }
         if args.dry_run:
             published = _ask(args.repo_id, args.revision)
-            uploads, deletions, card = make_plan(args.output_dir, args.repo_id, published, evaluations, **card)
+            uploads, deletions, card = make_plan(args.output_dir, args.repo_id, published, **model)
             print(f"{args.repo_id} would be published with\n{describe(uploads, deletions, published)}")
             print(f"  left out: {', '.join(left_out(args.output_dir)) or 'nothing'}")
             if args.with_space:
@@ -53,14 +58,7 @@ def main(argv: list[str] | None = None) -> None:
                 uploads, deletions = plan_space(args.output_dir, args.repo_id, published, **space)
                 print(f"The Space {args.repo_id} would be published with\n{describe(uploads, deletions, published)}")
             return
-        committed = publish(
-            args.output_dir,
-            args.repo_id,
-            private=args.private,
-            revision=args.revision,
-            evaluations=evaluations,
-            **card,
-        )
+        committed = publish(args.output_dir, args.repo_id, private=args.private, revision=args.revision, **model)
         print(f"Published: {committed.commit_url}")
         if args.with_space:
             space["license"] = ModelCard.load(args.output_dir / CARD).data.get("license")
@@ -74,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
 def _ask(repo_id: str, revision: str | None = None, repo_type: str = "model") -> Published:
     try:
         return read_published(HfApi(), repo_id, revision, repo_type)
-    except Exception as error:  # as in publish
+    except Exception as error:  # as in saying_how_to_go_on
         print(f"The Hub cannot be asked what is there already: {error}", file=sys.stderr)
         return NOTHING
 
