@@ -19,7 +19,7 @@ from .card import add_card_arguments, read_all_results
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Publish a checkpoint on the Hub, or what a later run adds to it.")
     parser.add_argument(
-        "output_dir", type=Path, help="the checkpoint's folder, best the output folder of its training"
+        "output_dir", type=Path, help="the checkpoint's folder, preferably the output folder of its training"
     )
     parser.add_argument("repo_id", help="the repository to publish to: user/name")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

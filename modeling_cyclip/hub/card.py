@@ -73,7 +73,7 @@ def make_card(
 
     Args:
         output_dir (`str` or `Path`):
-            The checkpoint's folder; at best a training's output folder.
+            The checkpoint's folder, preferably the output folder of its training.
         model_id (`str`):
             The model's name on the Hub, or its folder. The code samples open it.
         figures (`Iterable[Figure]`, *optional*):

@@ -116,7 +116,7 @@ def publish(
 
     Args:
         output_dir (`str` or `Path`):
-            The checkpoint's folder; at best a training's output folder.
+            The checkpoint's folder, preferably the output folder of its training.
         repo_id (`str`):
             The repository, `user/name`. It is created if it does not exist.
         private (`bool`, *optional*):
