@@ -15,7 +15,7 @@ quickstart: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-# What takes minutes: the wheel in a fresh environment.
+# What takes minutes: the wheel in a fresh environment, the notebooks.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
