@@ -16,7 +16,6 @@ from huggingface_hub import (
     EvalResultEntry,
     HfApi,
     ModelCard,
-    RepoCard,
     SpaceCard,
     eval_result_entries_to_yaml,
     parse_eval_result_entries,
@@ -55,7 +54,7 @@ class Published:
 
     commit: str | None  # the last one
     files: dict[str, RepoFile]  # by path
-    card: RepoCard | None
+    card: ModelCard | SpaceCard | None
     eval_results: dict[str, list[EvalResultEntry]]  # the files .eval_results/*.yaml, by path
 
     def has(self, path: str, content: Path | bytes) -> bool:
@@ -215,12 +214,11 @@ def published_files(output_dir: Path) -> list[Path]:
 
 def left_out(output_dir: Path) -> list[str]:
     """What is not published: names of files and of whole folders."""
-    published = {path.relative_to(output_dir) for path in published_files(output_dir)}
-    folders = {path.parts[0] for path in published}
+    published = {path.relative_to(output_dir).parts[0] for path in published_files(output_dir)}
     return sorted(
         f"{path.name}/" if path.is_dir() else path.name
         for path in output_dir.iterdir()
-        if path.name not in folders and path.name != "README.md" and not path.name.startswith(".")
+        if path.name not in published and path.name != CARD and not path.name.startswith(".")
     )
 
 
@@ -257,10 +255,9 @@ def saying_how_to_go_on(output_dir: Path, repo_id: str, what: str = "") -> Itera
     except Exception as error:  # huggingface_hub, its HTTP client and hf_xet share no base class
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         again = f"run the same command again (after a training: cyclip publish {output_dir} {repo_id})"
-        cause = (
-            f": {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
-        )
-        message = f"{what}{repo_id} was not published: {error}{cause}"
+        message = f"{what}{repo_id} was not published: {error}"
+        if error.__cause__ is not None and str(error.__cause__) not in str(error):
+            message += f": {error.__cause__}"
         if status in (401, 403):
             message = (
                 f"The Hub does not let this token write to {what}{repo_id} (status {status}). Log in with `hf auth login`, "
