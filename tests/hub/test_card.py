@@ -94,7 +94,9 @@ def test_without_results_or_training_it_claims_neither(run_folder):
     card = make_card(run_folder, "tester/vit")
     assert "model-index" not in card.data.to_dict() and "license" not in card.data.to_dict()
     assert "does not say with which objective it was trained" in card.text
-    assert "nothing of the training" in card.text and "there were no results" in card.text and "No licence" in card.text
+    assert (
+        "nothing of the training" in card.text and "there were no results" in card.text and "No licence" in card.text
+    )
 
 
 @pytest.mark.parametrize(
