@@ -35,24 +35,23 @@ LOGGING = {"logging_steps", "remove_unused_columns", "hub_strategy", "per_device
 FILES = {"train_file", "validation_file", "train_shards", "validation_shards"}
 
 
-def write_run_record(
-    output_dir: str | Path,
+def run_record(
     training_args: CyCLIPTrainingArguments,
     trained_model: PreTrainedModel,
     train_dataset: Dataset | None,
     *,
     model: Any = None,
     data: Any = None,
-) -> None:
+) -> dict[str, Any]:
     """
-    Writes `run.json` into the folder that the model is saved in. The dataclasses `model` and `data` are the command's
-    arguments. A script has none: then the record takes from the model and the pairs what they know, and leaves out the
-    rest. Local files are named without their folders, since the record may be published.
+    The content of `run.json`. The dataclasses `model` and `data` are the command's arguments. A script has none: then the
+    record takes from the model and the pairs what they know, and leaves out the rest. Local files are named without their
+    folders, since the record may be published.
     """
     own = set(CyCLIPTrainingArguments.__annotations__) - LOGGING
     base_model = trained_model.name_or_path if model is None else getattr(model, "model_name_or_path", None)
     dataset = _source(train_dataset) if data is None else _hub_id(getattr(data, "dataset_name", None))
-    record = {
+    return {
         "model": {} if model is None else _changed(model),
         "data": {} if data is None else _changed(data),
         "training": {
@@ -68,6 +67,10 @@ def write_run_record(
         "environment": _versions(),
         "commit": _commit(),
     }
+
+
+def write_run_record(output_dir: str | Path, record: dict[str, Any]) -> None:
+    """Writes a record as `run.json` into the folder that the model is saved in."""
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     Path(output_dir, RUN_RECORD).write_text(text, encoding="utf-8")
 

@@ -31,7 +31,7 @@ from .optimizer import (
     set_tower_learning_rates,
     with_scalar_logit_scale,
 )
-from .run_record import write_run_record
+from .run_record import run_record, write_run_record
 from .training_args import CyCLIPTrainingArguments
 
 
@@ -137,6 +137,7 @@ class CyCLIPTrainer(Trainer):
         self.broken_images = BrokenImages("training")
         self._broken_images_by_evaluation: dict[str, BrokenImages] = {}
         self._train_parts = _WeightedMean()
+        self._run_record: dict[str, Any] | None = None
 
     def _get_dataloader(
         self, dataset: Dataset, description: str, *args, is_training: bool = False, **kwargs
@@ -171,6 +172,9 @@ class CyCLIPTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no complete checkpoint to go on from.")
+        if self.args.should_save:
+            # Now, not at each save: the commit is that of the code that runs, whatever is edited meanwhile.
+            self._run_record = self._make_run_record()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -257,10 +261,11 @@ class CyCLIPTrainer(Trainer):
         self._record(output_dir)
 
     def _record(self, output_dir: str | None) -> None:
-        """Writes the run's record beside the saved model, for the card."""
-        write_run_record(
-            output_dir or self.args.output_dir, self.args, self.model, self.train_dataset, **self.run_arguments
-        )
+        """Writes the run's record beside the saved model, for the card: as the run began, if it was trained."""
+        write_run_record(output_dir or self.args.output_dir, self._run_record or self._make_run_record())
+
+    def _make_run_record(self) -> dict[str, Any]:
+        return run_record(self.args, self.model, self.train_dataset, **self.run_arguments)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = self._get_output_dir(trial)

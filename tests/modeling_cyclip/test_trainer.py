@@ -1,5 +1,6 @@
 """The Trainer on tiny runs: what it logs, what it decays and clamps, which batches it makes."""
 
+import json
 import math
 
 import pytest
@@ -312,3 +313,13 @@ def test_data_with_other_columns_and_functions_without_use_are_refused(model, pr
     rates = CyCLIPTrainingArguments(str(tmp_path), use_cpu=True, text_learning_rate=1e-5)
     with pytest.raises(ValueError, match="parameter groups"):
         CyCLIPTrainer(model, rates, optimizers=(torch.optim.SGD(model.parameters()), None), **options)
+
+
+def test_the_record_of_a_run_says_the_code_that_it_began_with(make_trainer, tmp_path, monkeypatch):
+    commits = iter(["at the start", "edited meanwhile"])
+    monkeypatch.setattr("modeling_cyclip.run_record._commit", lambda: next(commits))
+    trainer = make_trainer(save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    for folder in ("checkpoint-2", "checkpoint-4", "."):
+        assert json.loads((tmp_path / folder / "run.json").read_text())["commit"] == "at the start"
