@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import tarfile
+from collections import Counter
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ FEATURES = Features(
         "caption": List(Value("string")),
     }
 )
+# What is left out, and how the log says so.
+REASONS = {
+    "image": "have no usable image",
+    "caption": "have no usable caption",
+    "repeat": "repeat the key of another one in their shard",
+}
 # Zeros fill a tar up to a whole record, which is no larger.
 LARGEST_PADDING = 2**20
 # Processes take longer to start than a few shards take to read.
@@ -42,8 +49,9 @@ def load_shards(patterns: list[str]) -> Dataset:
     Opens WebDataset shards as a map-style dataset: an image is read by its offset when its row is used.
 
     A sample is an image (`KEY.jpg`, `jpeg`, `png` or `webp`) and its caption: `KEY.txt`, or the field `caption` of
-    `KEY.json`, a string or a list of strings. The index of a shard lies beside it (`SHARD.tar.index.arrow`), or in the
-    cache of `datasets` where that cannot be written. It is made anew when the shard's size or time changes.
+    `KEY.json`, a string or a list of strings. Where a key comes again in a shard, the first sample that is whole counts.
+    The index of a shard lies beside it (`SHARD.tar.index.arrow`), or in the cache of `datasets` where that cannot be
+    written. It is made anew when the shard's size or time changes.
 
     Args:
         patterns (`list[str]`):
@@ -98,12 +106,10 @@ def _log(reports: list[dict[str, Any]]) -> None:
         if report["problem"]:
             logger.warning(f"{report['path']} {report['problem']}; {report['num_samples']} samples of it are used.")
     found = sum(report["num_samples"] + sum(map(len, report["left_out"].values())) for report in reports)
-    for lack in ("image", "caption"):
-        names = [f"{report['path']}/{key}" for report in reports for key in report["left_out"][lack]]
+    for reason, words in REASONS.items():
+        names = [f"{report['path']}/{key}" for report in reports for key in report["left_out"][reason]]
         if names:
-            logger.warning(
-                f"{len(names)} of {found} samples have no usable {lack} and are left out, the first one: {names[0]}"
-            )
+            logger.warning(f"{len(names)} of {found} samples {words} and are left out, the first one: {names[0]}")
 
 
 def _index_paths(shard: str) -> list[Path]:
@@ -115,7 +121,7 @@ def _index_paths(shard: str) -> list[Path]:
 def _identity(shard: str) -> dict[str, Any]:
     status = os.stat(shard)
     # The rows hold the path, so that an index does not survive a move.
-    return {"version": 1, "path": _unicode(shard), "size": status.st_size, "time": status.st_mtime_ns}
+    return {"version": 2, "path": _unicode(shard), "size": status.st_size, "time": status.st_mtime_ns}
 
 
 def _kept_index(shard: str) -> tuple[Path, dict[str, Any]] | None:
@@ -145,7 +151,8 @@ def _make_index(shard: str) -> tuple[Path | None, dict[str, Any]]:
     except OSError as error:
         # This is not kept: next time the disk or the permissions may be better, with the same size and time of the file.
         problem = f"cannot be read ({error.strerror or error})"
-        return None, {"path": shard, "problem": problem, "num_samples": 0, "left_out": {"image": [], "caption": []}}
+        left_out = {reason: [] for reason in REASONS}
+        return None, {"path": shard, "problem": problem, "num_samples": 0, "left_out": left_out}
     report = {**identity, **report, "num_samples": len(rows)}
     table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
     table = table.replace_schema_metadata({**table.schema.metadata, b"shard": json.dumps(report).encode()})
@@ -171,7 +178,8 @@ def _write(table: pa.Table, path: Path) -> Path:
 
 def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of a shard, and its faults: the `problem` that ends it early and the keys of the samples `left_out`."""
-    samples: dict[str, dict[str, Any]] = {}
+    parts: dict[str, list[dict[str, Any]]] = {}
+    previous_key = None
     problem = None
     with open(shard, "rb") as file:
         try:
@@ -181,7 +189,7 @@ def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, A
                 if member.offset_data + member.size > file_size:
                     raise EOFError(f"in the middle of {_unicode(member.name)}")
                 if member.isreg() and not member.issparse():
-                    _add_member(samples, member, file)
+                    previous_key = _add_member(parts, previous_key, member, file)
             # tarfile takes anything that is no header for the end. The true end is a block of zeros.
             file.seek(tar.offset)
             rest = file.read(LARGEST_PADDING)
@@ -198,32 +206,71 @@ def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, A
         except Exception as error:
             problem = f"is no tar, or a compressed or damaged one ({type(error).__name__}: {error})"
 
-    rows, left_out = [], {"image": [], "caption": []}
-    for key, sample in samples.items():
-        captions = sample.get("txt") or sample.get("json")
+    rows, left_out = [], {reason: [] for reason in REASONS}
+    for key, its_parts in parts.items():
+        sample, num_repeats = _first_whole(its_parts)
+        left_out["repeat"] += [key] * num_repeats
         if "image" not in sample:
             left_out["image"].append(key)
-        elif not captions:
+        elif not (captions := _usable_captions(sample)):
             left_out["caption"].append(key)
         else:
             rows.append({"image": {"path": _unicode(shard), **sample["image"]}, "caption": captions})
     return rows, {"problem": problem, "left_out": left_out}
 
 
-def _add_member(samples: dict[str, dict[str, Any]], member: tarfile.TarInfo, file) -> None:
+def _add_member(
+    parts: dict[str, list[dict[str, Any]]], previous_key: str | None, member: tarfile.TarInfo, file
+) -> str | None:
+    """
+    Puts a member to the parts of its key, and returns the key of the last one that was put anywhere. A part has what lies
+    together in the tar, and nothing twice, so that it is of one sample.
+    """
     name = _unicode(member.name)
     folder, slash, base = name.rpartition("/")
     # As in WebDataset, a key ends at the first dot of the file name.
     stem, _, extension = base.partition(".")
     extension = extension.lower()
     if not stem or extension not in (*IMAGES, "txt", "json"):
-        return
-    sample = samples.setdefault(folder + slash + stem, {})
+        return previous_key
+    key = folder + slash + stem
+    its_parts = parts.setdefault(key, [])
+    if key != previous_key or _begins_again(its_parts[-1], extension):
+        its_parts.append({})
     if extension in IMAGES:
-        sample.setdefault("image", {"member": name, "offset": member.offset_data, "size": member.size})
-        return
-    file.seek(member.offset_data)
-    sample[extension] = _captions(file.read(member.size), is_json=extension == "json")
+        its_parts[-1].setdefault("image", {"member": name, "offset": member.offset_data, "size": member.size})
+    else:
+        file.seek(member.offset_data)
+        its_parts[-1][extension] = _captions(file.read(member.size), is_json=extension == "json")
+    return key
+
+
+def _begins_again(part: dict[str, Any], extension: str) -> bool:
+    if extension not in IMAGES or "image" not in part:
+        return extension in part
+    # A sample may have its image in two forms, and then its caption, but hardly the other way round.
+    is_same_form = part["image"]["member"].lower().endswith(f".{extension}")
+    return is_same_form or "txt" in part or "json" in part
+
+
+def _first_whole(parts: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+    """The sample of a key, and how many more of it there are."""
+    num_repeats = max(Counter(kind for part in parts for kind in part).values()) - 1
+    if num_repeats:
+        for part in parts:
+            if "image" in part and _usable_captions(part):
+                return part, num_repeats
+    # All images of a shard may lie before all captions.
+    sample = {}
+    for part in parts:
+        if sample.keys() & part.keys():
+            break
+        sample |= part
+    return sample, num_repeats
+
+
+def _usable_captions(sample: dict[str, Any]) -> list[str]:
+    return sample.get("txt") or sample.get("json") or []
 
 
 def _captions(content: bytes, is_json: bool) -> list[str]:

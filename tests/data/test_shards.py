@@ -38,8 +38,9 @@ def picture(number=0, extension="png"):
 
 
 def write_shard(path, members):
+    """A tar of the members: a dictionary, or pairs of name and content where names come again."""
     with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
+        for name, content in members.items() if isinstance(members, dict) else members:
             content = content if isinstance(content, bytes) else content.encode()
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -163,6 +164,61 @@ def test_captions_that_cannot_be_used_are_counted_and_left_out(tmp_path, caplog)
         no_image, no_caption = (record.message for record in caplog.records if record.levelno == logging.WARNING)
         assert no_caption.startswith("8 of 11 samples have no usable caption") and "a.tar/missing" in no_caption
         assert no_image.startswith("1 of 11 samples have no usable image") and "a.tar/alone" in no_image
+
+
+JPG, JPG_AGAIN, PNG, TEXT, TEXT_AGAIN = ("k.jpg", 0), ("k.jpg", 1), ("k.png", 2), ("k.txt", "one"), ("k.txt", "two")
+JSON = ("k.json", json.dumps({"caption": "in json"}))
+NO_TEXT = ("k.txt", " ")
+OTHERS = None  # samples between members of this one
+
+
+@pytest.mark.parametrize(
+    ("members", "pair", "num_repeats"),
+    [
+        ([JPG, TEXT, OTHERS, JPG_AGAIN, TEXT_AGAIN], (0, "one"), 1),
+        ([JPG, TEXT, JPG_AGAIN, TEXT_AGAIN], (0, "one"), 1),
+        ([TEXT, JPG, TEXT_AGAIN, JPG_AGAIN, TEXT, JPG], (0, "one"), 2),
+        ([JPG, TEXT, OTHERS, JPG_AGAIN], (0, "one"), 1),
+        ([JPG, TEXT, OTHERS, TEXT_AGAIN], (0, "one"), 1),
+        ([JPG, TEXT, PNG, TEXT_AGAIN], (0, "one"), 1),
+        ([JPG, JSON, PNG, TEXT], (0, "in json"), 1),
+        # One that is not whole does not count, and lends nothing to the next.
+        ([JPG, OTHERS, JPG_AGAIN, TEXT], (1, "one"), 1),
+        ([TEXT, OTHERS, JPG, TEXT_AGAIN], (0, "two"), 1),
+        ([JPG, NO_TEXT, OTHERS, JPG_AGAIN, TEXT], (1, "one"), 1),
+        ([JPG, OTHERS, JPG_AGAIN, OTHERS, TEXT], None, 1),
+        # One sample may have images and captions in several forms.
+        ([JPG, JSON, TEXT], (0, "one"), 0),
+        ([JPG, PNG, TEXT], (0, "one"), 0),
+        # The members of a sample may lie apart, such as all images before all captions.
+        ([JPG, OTHERS, JSON, OTHERS, TEXT], (0, "one"), 0),
+        ([JPG, JSON, OTHERS, TEXT], (0, "one"), 0),
+        ([JPG, OTHERS, TEXT, OTHERS, JPG_AGAIN, OTHERS, TEXT_AGAIN], (0, "one"), 1),
+    ],
+)
+def test_of_samples_with_one_key_the_first_whole_one_counts(tmp_path, caplog, members, pair, num_repeats):
+    content = []
+    for place, member in enumerate(members):
+        name, value = member or (f"other{place}.txt", "no image")
+        content.append((name, picture(value, name[-3:]) if isinstance(value, int) else value))
+    dataset = load_shards([str(write_shard(tmp_path / "a.tar", [*samples([3]).items(), *content]))])
+    rows = [row for row in dataset if row["image"]["member"].startswith("k.")]
+    assert [row["caption"] for row in rows] == ([] if pair is None else [[pair[1]]])
+    for row in rows:
+        pixel = load_image(row["image"]).getpixel((8, 8))
+        expected = list(COLOURS.values())[pair[0]]
+        assert max(abs(a - b) for a, b in zip(pixel, expected, strict=True)) < 12
+    said = [record.message for record in caplog.records if "repeat the key" in record.message]
+    assert len(said) == min(1, num_repeats)
+    assert all(text.startswith(f"{num_repeats} of ") and text.endswith("a.tar/k") for text in said)
+
+
+def test_an_index_of_an_older_form_is_made_anew(three_shards, monkeypatch):
+    identity = shards._identity
+    monkeypatch.setattr(shards, "_identity", lambda shard: identity(shard) | {"version": 1})
+    load_shards([three_shards])
+    monkeypatch.setattr(shards, "_identity", identity)
+    assert all(shards._kept_index(shard) is None for shard in shards._names(three_shards))
 
 
 def test_any_unicode(tmp_path):
