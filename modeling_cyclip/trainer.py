@@ -20,6 +20,7 @@ from .checkpoints import is_complete, last_complete_checkpoint, mark_complete, m
 from .data.data_collator import CyCLIPDataCollator
 from .data.sampler import EpochSampler, make_train_sampler
 from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollator, check_columns
+from .data.tokenizer import context_length
 from .gradient_cache import cached_step
 from .health import HealthCallback, batch_statistics, caption_keys
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
@@ -114,7 +115,10 @@ class CyCLIPTrainer(Trainer):
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
-            data_collator = CyCLIPDataCollator(processing_class)
+            max_length = context_length(processing_class.tokenizer, model.config)
+            data_collator = CyCLIPDataCollator(processing_class, max_length)
+        if isinstance(data_collator, CyCLIPDataCollator):
+            data_collator.check_model(model.config)
         self.extra_metrics, self.augment, self.run_arguments = extra_metrics, augment, run_arguments or {}
         self._pending_metrics: dict[str, float] = {}
         if eval_dataset is None and extra_metrics is not None:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import BaseImageProcessor, ProcessorMixin
+from transformers import BaseImageProcessor, CLIPConfig, ProcessorMixin
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from .images import load_image
+from .tokenizer import check_tokenizer, tokenize
 
 
 # torch's kernels for these are Pillow's filters, vectorised: they differ by rounding, at most one of 255 levels.
@@ -27,11 +28,13 @@ class CyCLIPDataCollator:
 
     Args:
         processor ([`~transformers.CLIPProcessor`]):
-            The tokenizer and the image processor of the model. Captions are cut to the tokenizer's `model_max_length`
-            tokens, the end-of-text token among them; it must not exceed the model's `max_position_embeddings`.
+            The tokenizer and the image processor of the model.
+        max_length (`int`, *optional*):
+            The number of tokens that captions are cut to, the end-of-text token among them. Defaults to the tokenizer's
+            `model_max_length`. It must not exceed the model's `max_position_embeddings`.
 
     Raises:
-        `ValueError`: a tokenizer without `model_max_length`.
+        `ValueError`: a tokenizer without `model_max_length`, and no `max_length`.
 
     Example:
 
@@ -44,13 +47,26 @@ class CyCLIPDataCollator:
     """
 
     processor: ProcessorMixin
+    max_length: int | None = None
 
     def __post_init__(self):
+        if self.max_length is None:
+            self.max_length = self.processor.tokenizer.model_max_length
         # A tokenizer that has none gets a larger number from transformers.
-        if self.processor.tokenizer.model_max_length > LARGE_INTEGER:
+        if self.max_length > LARGE_INTEGER:
             raise ValueError(
                 "The tokenizer does not say how many tokens the model takes, so long captions would not be cut: set "
                 "`processor.tokenizer.model_max_length` to the model's `config.text_config.max_position_embeddings`."
+            )
+
+    def check_model(self, config: CLIPConfig) -> None:
+        """Raises a `ValueError` where a model with this configuration cannot read the captions as they are tokenised."""
+        check_tokenizer(self.processor.tokenizer, config)
+        positions = config.text_config.max_position_embeddings
+        if self.max_length > positions:
+            raise ValueError(
+                f"The collator cuts captions to {self.max_length} tokens, but the model has positions for {positions} only: "
+                f"take `CyCLIPDataCollator(processor, max_length={positions})`."
             )
 
     @property
@@ -72,16 +88,10 @@ class CyCLIPDataCollator:
         Raises:
             `ValueError`: a caption that is neither a string nor a list of strings.
         """
-        text_inputs = self.processor.tokenizer(
-            [_first_caption(feature["caption"]) for feature in features],
-            padding="longest",
-            truncation=True,
-            return_tensors="pt",
-        )
+        captions = [_first_caption(feature["caption"]) for feature in features]
         images = [load_image(feature["image"], self.min_image_size) for feature in features]
         return {
-            "input_ids": text_inputs["input_ids"],
-            "attention_mask": text_inputs["attention_mask"],
+            **tokenize(self.processor.tokenizer, captions, self.max_length),
             "pixel_values": pixel_values(self.processor.image_processor, images),
         }
 

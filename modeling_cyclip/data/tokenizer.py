@@ -1,14 +1,62 @@
-"""A CLIP tokenizer for the captions at hand, and the check that a tokenizer and a model agree."""
+"""A CLIP tokenizer for the captions at hand, how captions become tokens, and the check that tokenizer and model agree."""
 
 import json
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
 
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
 from transformers import CLIPConfig, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 SPECIAL_TOKENS = ["<|startoftext|>", "<|endoftext|>"]
 MIN_VOCAB_SIZE = 2 * 256 + len(SPECIAL_TOKENS)
+# The time that training takes is quadratic in the length of a word. No usual token is longer.
+CHARACTERS_PER_TOKEN = 64
+# Shorter captions are tokenised whole, which takes milliseconds.
+LONG_CAPTION = 10_000
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], max_length: int) -> dict[str, Tensor]:
+    """
+    `input_ids` and `attention_mask` of captions, cut to `max_length` tokens and padded to the longest one. Of a very long
+    caption the tokenizer gets only so much that these tokens stay the same.
+    """
+    if max(map(len, captions)) > LONG_CAPTION:
+        captions = list(_beginnings(captions, tokenizer, max_length))
+    inputs = tokenizer(captions, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
+    return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+
+
+def _beginnings(captions: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
+    # White space gives no tokens, and up to four characters become one (NFC). A cut within a word may change tokens before
+    # it, so there is room for that, too.
+    longest_token = max(map(len, tokenizer.get_vocab()))
+    beginning = re.compile(rf"(?:\s*+\S){{0,{4 * max_length * longest_token}}}+")
+    for caption in captions:
+        yield beginning.match(caption)[0]
+
+
+def context_length(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> int:
+    """
+    The number of tokens that captions are cut to, the end-of-text token among them: as many as both the tokenizer and the
+    model take. The log says once if they differ.
+    """
+    positions = config.text_config.max_position_embeddings
+    # All processes of a training come here, but the log needs it once.
+    if int(os.environ.get("RANK", 0)) == 0:
+        if tokenizer.model_max_length < positions:
+            logger.warning_once(
+                f"Captions are cut to {tokenizer.model_max_length} tokens, though the model has positions for {positions}: "
+                f"set the tokenizer's `model_max_length` to {positions} to use them all."
+            )
+        elif tokenizer.model_max_length > positions:
+            logger.info_once(f"Captions are cut to the {positions} tokens that the model has positions for.")
+    return min(tokenizer.model_max_length, positions)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
@@ -20,7 +68,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
 
     Args:
         captions (`Iterable[str]`):
-            Texts to train on.
+            Texts to train on. Of one with more characters than the context can hold, the beginning counts.
         vocab_size (`int`):
             Largest number of tokens, at least 514. Few captions give fewer.
         max_length (`int`):
@@ -34,7 +82,20 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(f"A byte-level vocabulary needs --vocab_size {MIN_VOCAB_SIZE} at least, got {vocab_size}.")
-    trained = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=vocab_size, show_progress=False)
+    max_characters = CHARACTERS_PER_TOKEN * max_length
+    num_cut = 0
+
+    def beginnings() -> Iterator[str]:
+        nonlocal num_cut
+        for caption in captions:
+            num_cut += len(caption) > max_characters
+            yield caption[:max_characters]
+
+    trained = CLIPTokenizer().train_new_from_iterator(beginnings(), vocab_size=vocab_size, show_progress=False)
+    if num_cut and int(os.environ.get("RANK", 0)) == 0:
+        logger.warning(
+            f"{num_cut} captions are longer than {max_characters} characters: the tokenizer is trained on their beginnings."
+        )
     alphabet = sorted(ByteLevel.alphabet())
     tokens = alphabet + [character + "</w>" for character in alphabet]
     merges = []
@@ -52,8 +113,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:
     """
     Raises a `ValueError` where ids exceed the model's embeddings, or where the model would not find the end-of-text token,
-    at which it reads the text feature. A CLIP model of transformers reads it at the first `eos_token_id`. But it takes the
-    value 2 for a configuration from before that rule, and reads at the highest id of the sequence instead.
+    at which it reads the text feature, at the end of every caption. A CLIP model of transformers reads it at the first
+    `eos_token_id`. But it takes the value 2 for a configuration from before that rule, and reads at the highest id of the
+    sequence instead.
     """
     text_config = config.text_config
     if tokenizer.eos_token_id is None:
@@ -77,4 +139,29 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> N
         raise ValueError(
             f"The model reads the text feature at token {text_config.eos_token_id}, the tokenizer ends a text with "
             f"{tokenizer.eos_token_id}: set `text_config.eos_token_id` in config.json to the tokenizer's."
+        )
+    _check_ends(tokenizer, min(tokenizer.model_max_length, text_config.max_position_embeddings))
+
+
+def _check_ends(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raises a `ValueError` unless the first end-of-text token of a caption is its last token, in a batch as alone."""
+    captions = ["a", "a photo of a cat " * max_length]
+    options = {"truncation": True, "max_length": max_length}
+    alone = [tokenizer(caption, **options)["input_ids"] for caption in captions]
+    if any(tokenizer.eos_token_id not in ids[-1:] or tokenizer.eos_token_id in ids[:-1] for ids in alone):
+        raise ValueError(
+            f"The tokenizer does not end a text with its end-of-text token, {tokenizer.eos_token}, at which CLIP reads the "
+            "text feature: captions that begin alike would get one embedding. Take a CLIP tokenizer, or leave "
+            "--tokenizer_name out."
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "The tokenizer has no padding token, which captions of unequal length need in a batch: set its `pad_token`, for "
+            "example to its end-of-text token."
+        )
+    batch = tokenizer(captions, padding="longest", **options)["input_ids"]
+    if any(padded[: len(ids)] != ids for padded, ids in zip(batch, alone, strict=True)):
+        raise ValueError(
+            "The tokenizer pads before a text, so that a caption beside a longer one would get another embedding than alone: "
+            'set its `padding_side` to "right".'
         )

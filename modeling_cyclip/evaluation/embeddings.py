@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor, CLIPModel, ProcessorMixin
 
 from ..data.images import BrokenImageError, load_image
+from ..data.tokenizer import context_length, tokenize
 from .arguments import EvaluationArguments
 from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet
 
@@ -287,7 +288,7 @@ def text_embeddings(
         processor ([`~transformers.ProcessorMixin`]):
             The model's processor.
         texts (`Sequence[str]`):
-            Texts. What exceeds the model's context is cut.
+            Texts. They are cut to as many tokens as the model and the tokenizer take.
         batch_size (`int`, *optional*, defaults to 256):
             Texts at a time.
         normalize, state, progress (*optional*):
@@ -302,7 +303,7 @@ def text_embeddings(
     if len(texts) == 0:
         raise ValueError("There are no texts to embed.")
     position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    max_length = min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+    max_length = context_length(processor.tokenizer, model.config)
     batches = _TextBatches(list(position), processor.tokenizer, max_length)
     encode = model.get_text_features
     embeds = _encode(model, encode, batches, len(position), batch_size, normalize, 0, state, progress)
@@ -393,10 +394,7 @@ class _TextBatches:
     max_length: int
 
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
-        texts = [self.texts[row] for row in rows]
-        options = {"padding": "longest", "truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
-        inputs = self.tokenizer(texts, **options)
-        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        return tokenize(self.tokenizer, [self.texts[row] for row in rows], self.max_length)
 
 
 @torch.no_grad()
