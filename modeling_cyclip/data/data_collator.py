@@ -18,6 +18,8 @@ from .tokenizer import check_tokenizer, tokenize
 
 # torch's kernels for these are Pillow's filters, vectorised: they differ by rounding, at most one of 255 levels.
 INTERPOLATION = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+# Pixels that are copied at a time: few enough for a processor's cache.
+BAND = 2**18
 PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast")
 
 
@@ -74,12 +76,16 @@ class CyCLIPDataCollator:
         """How small a JPEG may be decoded: [`~modeling_cyclip.data.data_collator.decoding_size`] of the image processor."""
         return decoding_size(self.processor.image_processor)
 
+    def process_image(self, image: Image.Image) -> Tensor:
+        """The part of `__call__` that is done to one RGB image: the smaller it is made early, the less memory a batch takes."""
+        return process_image(self.processor.image_processor, image)
+
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         r"""
         Args:
             features (`list[dict]`):
-                Rows with the keys `image` (a `PIL.Image.Image`, a `{"bytes", "path"}` dictionary or a file name) and
-                `caption` (a string, or a list of strings of which the first is taken).
+                Rows with the keys `image` (a `PIL.Image.Image`, a `{"bytes", "path"}` dictionary, a file name, or the tensor
+                that `process_image` made) and `caption` (a string, or a list of strings of which the first is taken).
 
         Returns:
             `dict`: `input_ids` and `attention_mask` of shape `(batch, sequence_length)`, padded to the longest caption,
@@ -89,11 +95,14 @@ class CyCLIPDataCollator:
             `ValueError`: a caption that is neither a string nor a list of strings.
         """
         captions = [_first_caption(feature["caption"]) for feature in features]
-        images = [load_image(feature["image"], self.min_image_size) for feature in features]
+        processed = [self._processed(feature["image"]) for feature in features]
         return {
             **tokenize(self.processor.tokenizer, captions, self.max_length),
-            "pixel_values": pixel_values(self.processor.image_processor, images),
+            "pixel_values": pixel_values(self.processor.image_processor, processed),
         }
+
+    def _processed(self, image: Any) -> Tensor:
+        return image if isinstance(image, Tensor) else self.process_image(load_image(image, self.min_image_size))
 
 
 def _first_caption(caption: str | Sequence[str]) -> str:
@@ -119,21 +128,26 @@ def decoding_size(image_processor: BaseImageProcessor) -> int | None:
     return 2 * target if target and getattr(image_processor, "do_resize", False) else None
 
 
-def pixel_values(image_processor: BaseImageProcessor, images: list[Image.Image]) -> Tensor:
+def process_image(image_processor: BaseImageProcessor, image: Image.Image) -> Tensor:
     """
-    The pixels of RGB images, of shape `(batch, num_channels, height, width)`. A CLIP processor that resizes the shortest
-    edge, crops the centre and normalises is followed to within one of 255 levels. Any other processor is called.
+    What `pixel_values` needs of an RGB image. A CLIP processor that resizes the shortest edge, crops the centre and
+    normalises is followed to within one of 255 levels, up to the crop, `(num_channels, height, width)` of bytes. Any other
+    processor is called, and its pixel values come out.
     """
     if not _is_usual(image_processor):
-        return image_processor(images, return_tensors="pt")["pixel_values"]
-    crop = image_processor.crop_size
-    pixels = torch.empty(len(images), 3, crop["height"], crop["width"])
-    for image, target in zip(images, pixels, strict=True):
-        target.copy_(_resized_crop(image, image_processor))
+        return image_processor([image], return_tensors="pt")["pixel_values"][0]
+    return _resized_crop(image, image_processor)
+
+
+def pixel_values(image_processor: BaseImageProcessor, processed: list[Tensor]) -> Tensor:
+    """The batch `(batch, num_channels, height, width)` of images from `process_image`."""
+    pixels = torch.stack(processed)
+    if not _is_usual(image_processor):
+        return pixels
     # Rescaling is part of the normalisation: x * scale by (mean, std) is x by (mean, std) / scale.
     statistics = image_processor.image_mean, image_processor.image_std
     mean, std = (torch.tensor(values)[:, None, None] / image_processor.rescale_factor for values in statistics)
-    return pixels.sub_(mean).div_(std)
+    return pixels.float().sub_(mean).div_(std)
 
 
 def _is_usual(image_processor: BaseImageProcessor) -> bool:
@@ -154,12 +168,23 @@ def _resized_crop(image: Image.Image, image_processor: BaseImageProcessor) -> Te
     edge, crop = image_processor.size["shortest_edge"], image_processor.crop_size
     # The longer side is rounded down, as in transformers.
     width, height = (int(edge * side / min(image.size)) for side in image.size)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = torch.from_numpy(_levels(image)).permute(2, 0, 1)
     if (width, height) != image.size:
         mode = INTERPOLATION[image_processor.resample]
         pixels = F.interpolate(pixels[None], (height, width), mode=mode, antialias=True)[0]
     top, left = (height - crop["height"]) // 2, (width - crop["width"]) // 2
-    return pixels[:, top : top + crop["height"], left : left + crop["width"]]
+    # A view would keep the whole image.
+    return pixels[:, top : top + crop["height"], left : left + crop["width"]].contiguous()
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """`np.array(image)`, which would make two copies of a large image on the way."""
+    levels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        levels[top:bottom] = image.crop((0, top, image.width, bottom))
+    return levels
 
 
 __all__ = ["CyCLIPDataCollator"]

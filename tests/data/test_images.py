@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
-from modeling_cyclip.data.data_collator import decoding_size, pixel_values
+from modeling_cyclip.data.data_collator import decoding_size, pixel_values, process_image
 from modeling_cyclip.data.images import BrokenImageError, load_image
 
 
@@ -137,12 +137,16 @@ def test_reduced_decoding_turns_and_does_not_touch_images_of_others():
     assert load_image(opened, 16).size == (32, 64)
 
 
+def _pixel_values(processor, images):
+    return pixel_values(processor, [process_image(processor, image) for image in images])
+
+
 def test_reduced_decoding_leaves_the_pixels_as_good_as_they_were():
     processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64)
     assert decoding_size(processor) == 128
     image = encoded(photo((640, 512)), "JPEG", quality=90)
     assert load_image(image, decoding_size(processor)).size == (160, 128)
-    full, reduced = (pixel_values(processor, [load_image(image, size)]) for size in (None, 128))
+    full, reduced = (_pixel_values(processor, [load_image(image, size)]) for size in (None, 128))
     levels = (full - reduced).abs() * torch.tensor(processor.image_std)[:, None, None] * 255
     assert levels.mean() < 1.5 and levels.max() < 16
 
@@ -156,7 +160,7 @@ def test_pixels_are_those_of_the_image_processor_to_one_level(size, resample):
     images = [photo(size), photo(size[::-1])]
     expected = processor(images, return_tensors="pt")["pixel_values"]
     levels = (
-        (pixel_values(processor, images) - expected).abs() * torch.tensor(processor.image_std)[:, None, None] * 255
+        (_pixel_values(processor, images) - expected).abs() * torch.tensor(processor.image_std)[:, None, None] * 255
     )
     assert levels.max() <= 1.01 and levels.mean() < 0.05
 
@@ -171,5 +175,5 @@ def test_pixels_are_those_of_the_image_processor_to_one_level(size, resample):
     ids=["padded", "not normalised", "another kind"],
 )
 def test_unusual_image_processors_are_called(processor):
-    images = [photo((40, 30))]
-    assert torch.equal(pixel_values(processor, images), processor(images, return_tensors="pt")["pixel_values"])
+    images = [photo((40, 30)), photo((30, 50)), photo((40, 30))]
+    assert torch.equal(_pixel_values(processor, images), processor(images, return_tensors="pt")["pixel_values"])
