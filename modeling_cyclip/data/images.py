@@ -1,6 +1,7 @@
 """Opens images as they come in the wild. It needs Pillow alone: a published Space takes this file along."""
 
 import os
+import stat
 from io import BytesIO
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def load_image(image: Image.Image | dict | str | os.PathLike, min_size: int | No
         white.
 
     Raises:
-        [`BrokenImageError`]: empty, truncated, not an image, or so large that it may be a decompression bomb.
+        [`BrokenImageError`]: empty, truncated, not an image, no regular file, or so large that it may be a decompression bomb.
     """
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or "an image without a file name"
@@ -61,13 +62,20 @@ def load_image(image: Image.Image | dict | str | os.PathLike, min_size: int | No
 
 def _source(image: dict | str | os.PathLike) -> BytesIO | str | os.PathLike:
     if not isinstance(image, dict):
-        return image
+        return _regular(image)
     if image.get("offset") is not None:
         # The file is opened for each image, so that the processes of a dataloader share no handle.
-        with open(image["path"], "rb", buffering=0) as file:
+        with open(_regular(image["path"]), "rb", buffering=0) as file:
             file.seek(image["offset"])
             return BytesIO(file.read(image["size"]))
-    return image["path"] if image.get("bytes") is None else BytesIO(image["bytes"])
+    return _regular(image["path"]) if image.get("bytes") is None else BytesIO(image["bytes"])
+
+
+def _regular(path: str | bytes | os.PathLike) -> str | bytes | os.PathLike:
+    # A FIFO would wait for someone to write, and a device may have no end.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is no regular file")
+    return path
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

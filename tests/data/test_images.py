@@ -1,7 +1,11 @@
 """Images as they come in the wild."""
 
+import contextlib
+import os
 import pickle
+import threading
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +88,44 @@ def test_decompression_bombs_are_refused(monkeypatch):
 def test_missing_files_are_broken_images(tmp_path):
     with pytest.raises(BrokenImageError, match=r"gone\.png"):
         load_image(tmp_path / "gone.png")
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    """A reader of a FIFO waits for a writer. This one comes and goes, so that a fault fails instead of hanging."""
+    path = tmp_path / "fifo.png"
+    os.mkfifo(path)
+    ended = threading.Event()
+
+    def write():
+        while not ended.wait(0.05):
+            with contextlib.suppress(OSError):  # nobody reads
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    yield path
+    ended.set()
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        str,
+        Path,
+        os.fsencode,
+        lambda path: {"bytes": None, "path": str(path)},
+        lambda path: {"path": str(path), "member": "a.png", "offset": 0, "size": 4},
+    ],
+    ids=["name", "path", "bytes", "row", "member"],
+)
+def test_what_is_no_regular_file_is_not_opened(tmp_path, fifo, image):
+    null = tmp_path / "null.png"
+    null.symlink_to("/dev/null")
+    for path in (fifo, null, tmp_path):
+        with pytest.raises(BrokenImageError, match=f"{path.name}.*no regular file"):
+            load_image(image(path))
 
 
 def test_the_error_travels_between_processes():
