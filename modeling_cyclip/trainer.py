@@ -148,7 +148,16 @@ class CyCLIPTrainer(Trainer):
     ) -> DataLoader:
         # The collator knows down to which size a JPEG may be decoded.
         min_image_size = getattr(self.data_collator, "min_image_size", None)
-        samples = CaptionedSamples(dataset, self._data_seed(), min_image_size, self.augment if is_training else None)
+        # One with a `__call__` of its own gets whole images.
+        is_plain = type(self.data_collator) is CyCLIPDataCollator
+        samples = CaptionedSamples(
+            dataset,
+            self._data_seed(),
+            min_image_size,
+            augment=self.augment if is_training else None,
+            sampler=self._get_train_sampler() if is_training else None,
+            process_image=self.data_collator.process_image if is_plain else None,
+        )
         return super()._get_dataloader(samples, description, *args, is_training=is_training, **kwargs)
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:

@@ -68,6 +68,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
+        self._epoch_of_order, self._order = None, None
         self.shards, self.window = None if shards is None else np.asarray(shards), window
         self.captions = None if captions is None else _CaptionNumbers(captions)
         self.num_batches = num_samples // batch_size
@@ -78,30 +79,63 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        if self.captions is not None:
-            drawn = self.captions.drawn(self.seed, self.epoch)
-            order = None if self.shards is None else self._apart_in_windows(drawn)
-            if order is None:
-                order = self._dealt(drawn)
-        elif self.shards is not None:
-            order = _windowed(self.shards, self.window, self._generator())[: len(self)]
-        else:
-            generator = torch.Generator().manual_seed(keyed_seed(self.seed, self.epoch))
-            order = torch.randperm(self.num_samples, generator=generator).numpy()[: len(self)]
-        return ((self.epoch, index) for index in order.tolist())
+        return ((self.epoch, index) for index in self.order(self.epoch)[: len(self)].tolist())
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
 
-    def _generator(self) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64(keyed_seed(self.seed, self.epoch)))
+    def order(self, epoch: int) -> np.ndarray:
+        """All samples in the order of an epoch, `(num_samples,)`. Those behind the last whole batch sit out."""
+        if epoch != self._epoch_of_order:
+            self._epoch_of_order, self._order = epoch, self._make_order(epoch)
+        return self._order
 
-    def _dealt(self, drawn: np.ndarray) -> np.ndarray:
+    def batch(self, epoch: int, index: int) -> np.ndarray:
+        """The samples of the batch, over all processes, that a sample comes in, `(batch_size,)`."""
+        first = self._place(epoch, index) // self.batch_size * self.batch_size
+        return self.order(epoch)[first : first + self.batch_size]
+
+    def substitutes(self, epoch: int, index: int) -> np.ndarray:
+        """
+        The samples that may replace one, the first choice first: those at the same position of the following batches, in a
+        circle in which the samples that sit out are the last batch. None of them is in the sample's own batch, and no
+        other sample of this batch has a substitute in common with it. So a batch repeats no sample, although each of its
+        samples is replaced without regard to the others.
+
+        With `captions`, samples whose caption is in the batch come last. The substitutes of two samples of a batch may
+        still have one caption, where both are needed.
+        """
+        number, position = divmod(self._place(epoch, index), self.batch_size)
+        column = np.roll(self.order(epoch)[position :: self.batch_size], -number)[1:]
+        if self.captions is not None:
+            drawn, of_batch = (
+                self.captions.drawn(self.seed, epoch, samples) for samples in (column, self.batch(epoch, index))
+            )
+            column = column[np.argsort(np.isin(drawn, of_batch), kind="stable")]
+        return column
+
+    def _place(self, epoch: int, index: int) -> int:
+        return int(np.flatnonzero(self.order(epoch) == index)[0])
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        key = keyed_seed(self.seed, epoch)
+        if self.captions is None and self.shards is None:
+            return torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(key)).numpy()
+        if self.captions is None:
+            return _windowed(self.shards, self.window, _generator(key))
+        drawn = self.captions.drawn(self.seed, epoch, np.arange(self.num_samples))
+        order = None if self.shards is None else self._apart_in_windows(drawn, _generator(key))
+        if order is None:
+            order = self._dealt(drawn, _generator(key))
+        sits_out = np.ones(self.num_samples, dtype=bool)
+        sits_out[order] = False
+        return np.append(order, np.flatnonzero(sits_out))
+
+    def _dealt(self, drawn: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """
         Batches without repeats: the shuffled samples, with those of one caption next to each other, are dealt to the
         batches in turn like cards, so that equal captions come to different batches.
         """
-        generator = self._generator()
         shuffled = generator.permutation(self.num_samples)
         # Samples of one caption next to each other, in the order in which the captions first come up.
         _, first, group = np.unique(drawn[shuffled], return_index=True, return_inverse=True)
@@ -114,12 +148,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         dealt = kept[: len(self)].reshape(self.batch_size, self.num_batches).T
         return generator.permuted(generator.permutation(dealt), axis=1).ravel()
 
-    def _apart_in_windows(self, drawn: np.ndarray) -> np.ndarray | None:
+    def _apart_in_windows(self, drawn: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
         """
         Batches without repeats that keep to the windows: samples of one caption that would meet in a batch move to the
         next ones. `None` where captions repeat so much that a batch would overflow.
         """
-        generator = self._generator()
         order = _windowed(self.shards, self.window, generator)
         samples, batch = _apart(order, drawn[order], self.num_batches)
         is_single = batch < 0
@@ -148,9 +181,9 @@ class _CaptionNumbers:
         self.flat, self.counts = np.array(flat), np.array(counts)
         self.offsets = np.cumsum(self.counts) - self.counts
 
-    def drawn(self, seed: int, epoch: int) -> np.ndarray:
-        """The caption that each sample draws in an epoch, `(num_samples,)`."""
-        return self.flat[self.offsets + keyed_choice(seed, epoch, np.arange(len(self.counts)), self.counts)]
+    def drawn(self, seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
+        """The caption that each of some samples draws in an epoch, `(n,)`."""
+        return self.flat[self.offsets[samples] + keyed_choice(seed, epoch, samples, self.counts[samples])]
 
     def largest_number_of_batches(self, batch_size: int) -> int:
         """How many batches without repeats every epoch can fill."""
@@ -167,6 +200,10 @@ class _CaptionNumbers:
             else:
                 high = middle - 1
         return low
+
+
+def _generator(key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(key))
 
 
 def _windowed(shards: np.ndarray, window: int, generator: np.random.Generator) -> np.ndarray:

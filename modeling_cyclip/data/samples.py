@@ -1,19 +1,22 @@
 """Rows of a captioned dataset as samples: image decoded, one caption drawn, broken images replaced and reported."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from ..distributed import rank, training_process_group
 from .images import BrokenImageError, load_image
-from .sampler import is_table, keyed_choice, keyed_seed
+from .sampler import EpochSampler, is_table, keyed_choice, keyed_seed
 
 
 logger = logging.get_logger(__name__)
@@ -31,9 +34,10 @@ class CaptionedSamples(Dataset):
     r"""
     Reads a captioned dataset batch by batch, by keys of [`~modeling_cyclip.data.sampler.EpochSampler`] or plain indices.
 
-    One of several captions is drawn each epoch; a plain index takes the first. Another sample of the dataset that is not
-    in the batch replaces an image that cannot be read, so that batches keep their size. Both choices, and what an
-    augmentation draws, are functions of (seed, epoch, index).
+    One of several captions is drawn each epoch; a plain index takes the first. Another sample of the dataset replaces an
+    image that cannot be read, so that batches keep their size. With the `sampler`, it is one that is not in the batch of
+    all processes. Which one, which caption, and what an augmentation draws are functions of (seed, epoch, index), whatever
+    the number of processes and workers that share a batch.
 
     Args:
         dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
@@ -44,71 +48,118 @@ class CaptionedSamples(Dataset):
             The smallest size at which a JPEG may be decoded, see [`~modeling_cyclip.data.images.load_image`].
         augment (`Callable`, *optional*):
             Makes a second view of an image and its caption, drawing from the `random.Random` that is its third argument.
+        sampler ([`~modeling_cyclip.data.sampler.EpochSampler`], *optional*):
+            Where the keys come from. It says which samples may replace which. Without it, and for plain indices,
+            replacements are drawn from the whole dataset.
+        process_image (`Callable`, *optional*):
+            What the collator does with a single image, such as `CyCLIPDataCollator.process_image`. Done as each image is
+            opened, it keeps no more than one at its full size in memory.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, min_image_size: int | None = None, augment: Augment | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int,
+        min_image_size: int | None = None,
+        augment: Augment | None = None,
+        sampler: EpochSampler | None = None,
+        process_image: Callable[[Image.Image], Tensor] | None = None,
+    ):
         self.dataset = _with_files(dataset)
         self.seed = seed
         self.min_image_size = min_image_size
         self.augment = augment
+        self.sampler = sampler
+        self.process_image = process_image
+        self._readable: dict[int, bool] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: list[tuple[int, int] | int]) -> list[dict[str, Any]]:
         r"""
         Returns:
-            `list[dict]`: for each key `image` (`PIL.Image.Image`), `caption` (`str`), `index` (`int`, the row it came
-            from) and `broken_images` (`dict`, reasons by row for the images that it replaces); with an augmentation also
-            `augmented_image` and `augmented_caption`.
+            `dict`: `image` (`PIL.Image.Image`, or what `process_image` makes of it), `caption` (`str`), `index` (`int`, the
+            row it came from) and `broken_images` (`dict`, reasons by row for the images that it replaces); with an
+            augmentation also `augmented_image` and `augmented_caption`.
 
         Raises:
             `ValueError`: hardly an image of the dataset can be read.
         """
-        keys = [key if isinstance(key, tuple) else (None, key) for key in keys]
-        taken = {index for _, index in keys}
-        return [self._sample(epoch, index, taken) for epoch, index in keys]
-
-    def _sample(self, epoch: int | None, index: int, taken: set[int]) -> dict[str, Any]:
-        key = self.seed, -1 if epoch is None else epoch
-        choices = random.Random(keyed_seed(*key, index))
-        broken = {}
-        for _ in range(MAX_REPLACEMENTS):
-            row = self.dataset[index]
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        broken: dict[int, str] = {}
+        for candidate in islice(chain([index], self._substitutes(epoch, index)), MAX_REPLACEMENTS):
+            row = self.dataset[candidate]
             try:
                 image = load_image(row["image"], self.min_image_size)
             except BrokenImageError as error:
-                broken[index] = str(error)
+                broken[candidate] = str(error)
             else:
-                caption = row["caption"]
-                if not isinstance(caption, str):
-                    drawn = 0 if epoch is None else keyed_choice(self.seed, epoch, [index], [len(caption)])[0]
-                    caption = caption[drawn]
-                sample = {"image": image, "caption": caption, "index": index, "broken_images": broken}
-                if self.augment is not None:
-                    draws = random.Random(keyed_seed(*key, index, AUGMENTATION))
-                    sample["augmented_image"], sample["augmented_caption"] = self.augment(image, caption, draws)
-                return sample
-            # A repeat is a false negative in training; an evaluation counts it once.
-            index = choices.randrange(len(self)) if epoch is None else self._untaken(choices, taken)
-            taken.add(index)
+                return {**self._sample(epoch, candidate, image, row["caption"]), "broken_images": broken}
         raise ValueError(
             f"{len(broken)} images in a row could not be read, the last one: {broken.popitem()[1]}. Check the image column "
             "and the paths."
         )
 
-    def _untaken(self, choices: random.Random, taken: set[int]) -> int:
-        if len(taken) == len(self):
+    def __getitems__(self, keys: list[tuple[int, int] | int]) -> list[dict[str, Any]]:
+        return [self[key] for key in keys]
+
+    def _sample(self, epoch: int | None, index: int, image: Image.Image, caption: str | list[str]) -> dict[str, Any]:
+        if not isinstance(caption, str):
+            drawn = 0 if epoch is None else keyed_choice(self.seed, epoch, [index], [len(caption)])[0]
+            caption = caption[drawn]
+        process_image = self.process_image or (lambda image: image)
+        sample = {"index": index, "caption": caption}
+        if self.augment is not None:
+            draws = random.Random(keyed_seed(*self._key(epoch, index), AUGMENTATION))
+            view, sample["augmented_caption"] = self.augment(image, caption, draws)
+            sample["augmented_image"] = process_image(view)
+        sample["image"] = process_image(image)
+        return sample
+
+    def _key(self, epoch: int | None, index: int) -> tuple[int, int, int]:
+        return self.seed, -1 if epoch is None else epoch, index
+
+    def _substitutes(self, epoch: int | None, index: int) -> Iterator[int]:
+        if epoch is None or self.sampler is None:
+            draws = random.Random(keyed_seed(*self._key(epoch, index)))
+            while True:
+                yield draws.randrange(len(self))
+        yield from self.sampler.substitutes(epoch, index).tolist()
+        yield self._substitute_of_another(epoch, index)
+
+    def _substitute_of_another(self, epoch: int, index: int) -> int:
+        """
+        For a sample none of whose own substitutes can be read, as happens where the set has few batches: one that no
+        other sample of the batch needs. To agree on it, each process tries the images of the whole batch.
+        """
+        batch = self.sampler.batch(epoch, index).tolist()
+        columns = [self.sampler.substitutes(epoch, sample).tolist() for sample in batch]
+        needed, without = set(), []
+        for sample, column in zip(batch, columns, strict=True):
+            if not self._is_readable(sample):
+                first = next(filter(self._is_readable, column), None)
+                if first is None:
+                    without.append(sample)
+                else:
+                    needed.add(first)
+        others = (other for column in columns for other in column if other not in needed and self._is_readable(other))
+        found = dict(zip(without, others, strict=False))
+        if index not in found:
             raise ValueError(
                 f"No readable image is left to fill a batch: nearly all of the {len(self)} images of the set are in it "
                 "already, or broken."
             )
-        while (index := choices.randrange(len(self))) in taken:
-            pass
-        return index
+        return found[index]
+
+    def _is_readable(self, index: int) -> bool:
+        if index not in self._readable:
+            try:
+                load_image(self.dataset[index]["image"], self.min_image_size)
+                self._readable[index] = True
+            except BrokenImageError:
+                self._readable[index] = False
+        return self._readable[index]
 
 
 def check_columns(dataset: Dataset) -> None:
@@ -146,7 +197,8 @@ def _with_files(dataset: Dataset) -> Dataset:
 class SampleCollator:
     """
     Hands `image` and `caption` to a collator, and passes on what the Trainer accounts for. Augmented views go through the
-    collator in one batch with the others, so that captions are padded alike. They come out under `augmented_` names.
+    collator in one batch with the others, so that captions are padded alike. They come out under `augmented_` names. What
+    the collator returns without an entry for each row, such as `return_loss`, stays as it is.
     """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -158,13 +210,21 @@ class SampleCollator:
                 {"image": sample["augmented_image"], "caption": sample["augmented_caption"]} for sample in samples
             ]
             batch = {}
-            for name, both in self.collator(rows).items():
-                batch[name], batch[f"augmented_{name}"] = both.chunk(2)
+            for name, value in self.collator(rows).items():
+                batch[name] = value
+                if _num_entries(value) == len(rows):
+                    batch[name], batch[f"augmented_{name}"] = value[: len(samples)], value[len(samples) :]
         else:
             batch = dict(self.collator(rows))
         batch["sample_index"] = torch.tensor([sample["index"] for sample in samples])
         batch["broken_images"] = {key: reason for sample in samples for key, reason in sample["broken_images"].items()}
         return batch
+
+
+def _num_entries(value: Any) -> int | None:
+    if isinstance(value, Tensor | np.ndarray):
+        return value.shape[0] if value.ndim else None
+    return len(value) if isinstance(value, list | tuple) else None
 
 
 class BrokenImages(dict[int, str]):

@@ -1,8 +1,21 @@
 """Samples of a captioned dataset: captions drawn, broken images replaced and reported."""
 
-import pytest
-from PIL import Image
+import io
+import itertools
+import pickle
+import weakref
 
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from modeling_cyclip import CyCLIPDataCollator
+from modeling_cyclip.data import samples as samples_module
+from modeling_cyclip.data.augment import SecondView
+from modeling_cyclip.data.images import load_image
+from modeling_cyclip.data.sampler import EpochSampler
 from modeling_cyclip.data.samples import CaptionedSamples, SampleCollator
 
 
@@ -28,26 +41,113 @@ def test_evaluation_takes_the_first_caption():
     assert CaptionedSamples(rows(3), seed=0)[2]["caption"] == "2a"
 
 
-def test_broken_images_are_replaced_by_samples_that_are_not_in_the_batch():
-    broken = set(range(0, 50, 3))
-    samples = CaptionedSamples(rows(50, broken), seed=0)
-    keys = [(0, index) for index in range(20)]
-    batch = samples.__getitems__(keys)
+def with_sampler(num_rows, batch_size, seed=0, broken=(), captions=None):
+    sampler = EpochSampler(num_rows, batch_size, seed, captions=captions)
+    return CaptionedSamples(rows(num_rows, broken), seed, sampler=sampler)
 
-    indices = [sample["index"] for sample in batch]
-    assert len(set(indices)) == 20 and not broken & set(indices)
+
+def global_batches(samples, epoch, num_processes=1):
+    """The rows of each global batch, as so many processes read their parts of it."""
+    samples = [pickle.loads(pickle.dumps(samples)) for _ in range(num_processes)]
+    samples[0].sampler.set_epoch(epoch)
+    keys = list(samples[0].sampler)
+    size = samples[0].sampler.batch_size // num_processes
+    parts = [
+        samples[part % num_processes].__getitems__(keys[part * size : part * size + size])
+        for part in range(len(keys) // size)
+    ]
+    indices = [sample["index"] for part in parts for sample in part]
+    return [indices[start : start + size * num_processes] for start in range(0, len(indices), size * num_processes)]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_no_row_comes_twice_in_a_global_batch(num_processes):
+    for seed in range(200):
+        # A column of a small set may be broken throughout: then a row of another one is taken.
+        broken = set(np.random.default_rng(seed).choice(26, size=8, replace=False).tolist())
+        for batch in global_batches(with_sampler(26, 6, seed, broken), 1, num_processes):
+            assert len(set(batch)) == 6 and not broken & set(batch)
+
+
+@pytest.mark.parametrize("num_rows, batch_size", [(160, 12), (30, 12), (15, 12)])
+def test_a_replacement_is_that_of_any_number_of_processes(num_rows, batch_size):
+    broken = {3, 4, 11} if num_rows == 15 else set(range(0, num_rows, 3))
+    samples = with_sampler(num_rows, batch_size, broken=broken)
+    for epoch in range(3):
+        whole, *divided = (global_batches(samples, epoch, number) for number in (1, 2, 3, 12))
+        assert divided == [whole] * 3
+
+
+def test_a_replacement_does_not_depend_on_the_neighbours():
+    samples = with_sampler(60, 6, broken=range(0, 60, 3))
+    samples.sampler.set_epoch(2)
+    keys = list(samples.sampler)[:6]
+    expected = {key: samples[key]["index"] for key in keys}
+    for neighbours in itertools.permutations(keys, 3):
+        assert [sample["index"] for sample in samples.__getitems__(list(neighbours))] == [
+            expected[key] for key in neighbours
+        ]
+
+
+def test_workers_find_the_same_replacements():
+    samples = with_sampler(60, 6, broken=range(0, 60, 3))
+    read = [
+        [
+            [sample["index"] for sample in batch]
+            for batch in DataLoader(samples, 6, sampler=samples.sampler, collate_fn=list, num_workers=num_workers)
+        ]
+        for num_workers in (0, 2)
+    ]
+    assert read[0] == read[1]
+
+
+def test_what_is_replaced_is_named_and_the_replacement_is_whole():
+    broken = set(range(0, 60, 3))
+    samples = with_sampler(60, 20, broken=broken)
+    batch = samples.__getitems__(list(samples.sampler)[:20])
     for sample in batch:
         assert (
             sample["caption"][:-1] == str(sample["index"]) and sample["image"].getpixel((0, 0))[0] == sample["index"]
         )
     reported = {index for sample in batch for index in sample["broken_images"]}
-    assert broken & set(range(20)) <= reported <= broken
-    assert [sample["index"] for sample in samples.__getitems__(keys)] == indices
+    assert broken & {index for _, index in list(samples.sampler)[:20]} <= reported <= broken
+
+
+def test_a_replacement_prefers_captions_that_the_batch_does_not_have():
+    captions = [f"caption {number // 2}" for number in range(24)]
+    for seed in range(20):
+        sampler = EpochSampler(24, 4, seed, captions=captions)
+        order = [index for _, index in sampler]
+        samples = CaptionedSamples(
+            [
+                {"image": b"" if index == order[0] else Image.new("RGB", (4, 4)), "caption": caption}
+                for index, caption in enumerate(captions)
+            ],
+            seed,
+            sampler=sampler,
+        )
+        batch = samples.__getitems__([(0, index) for index in order[:4]])
+        assert batch[0]["index"] not in order[:4]
+        assert len({sample["caption"] for sample in batch}) == 4
+
+
+def test_an_evaluation_draws_its_replacements_by_seed_and_row():
+    samples = CaptionedSamples(rows(50, broken={7, 8}), seed=0)
+    alone = samples[7]["index"]
+    assert alone not in {7, 8}
+    assert [samples.__getitems__([7, other])[0]["index"] for other in (alone, 8, 9)] == [alone] * 3
 
 
 def test_a_set_without_readable_images_ends_with_the_reason():
     with pytest.raises(ValueError, match=r"could not be read|No readable image"):
         CaptionedSamples(rows(8, broken=range(8)), seed=0).__getitems__(list(range(4)))
+
+
+@pytest.mark.parametrize("num_rows, batch_size, broken", [(8, 4, range(8)), (4, 4, [2]), (900, 3, range(900))])
+def test_a_batch_that_cannot_be_filled_ends_with_the_reason(num_rows, batch_size, broken):
+    samples = with_sampler(num_rows, batch_size, broken=broken)
+    with pytest.raises(ValueError, match=r"100 images in a row could not be read|No readable image is left"):
+        samples.__getitems__(list(samples.sampler)[:batch_size])
 
 
 def test_collator_gets_images_and_captions_and_the_batch_says_where_they_came_from():
@@ -56,3 +156,62 @@ def test_collator_gets_images_and_captions_and_the_batch_says_where_they_came_fr
     assert [set(feature) for feature in batch["features"]] == [{"image", "caption"}] * 2
     assert batch["sample_index"].tolist() == [0, samples[1]["index"]]
     assert list(batch["broken_images"]) == [1]
+
+
+def opened_at_once(monkeypatch, module):
+    """How many images are in memory after each is opened."""
+    opened, numbers = [], []
+
+    def counted(*arguments):
+        image = load_image(*arguments)
+        opened.append(weakref.ref(image))
+        numbers.append(sum(reference() is not None for reference in opened))
+        return image
+
+    monkeypatch.setattr(module, "load_image", counted)
+    return numbers
+
+
+@pytest.mark.parametrize("augment", [None, SecondView()])
+def test_each_image_is_shrunk_before_the_next_is_opened(monkeypatch, processor, augment):
+    collator = CyCLIPDataCollator(processor)
+    files = [{"image": _png(index), "caption": f"number {index}"} for index in range(8)]
+    opened = opened_at_once(monkeypatch, samples_module)
+    shrunk = CaptionedSamples(files, 0, collator.min_image_size, augment, process_image=collator.process_image)
+    batch = SampleCollator(collator)(shrunk.__getitems__([(0, index) for index in range(8)]))
+    assert len(opened) == 8 and max(opened) <= 2
+    # The pixels are those of images that reach the collator whole.
+    whole = CaptionedSamples(files, 0, collator.min_image_size, augment)
+    expected = SampleCollator(collator)(whole.__getitems__([(0, index) for index in range(8)]))
+    assert batch.keys() == expected.keys() and ("augmented_pixel_values" in batch) == (augment is not None)
+    for name in ("pixel_values", "input_ids", *(["augmented_pixel_values"] if augment else [])):
+        assert torch.equal(batch[name], expected[name])
+
+
+def _png(index):
+    pixels = np.random.default_rng(index).integers(0, 256, (30 + index, 40, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def test_second_views_are_told_from_what_is_no_row_of_the_batch():
+    samples = CaptionedSamples(rows(6), seed=0, augment=lambda image, caption, draws: (image, f"{caption}!"))
+    batch = SampleCollator(
+        lambda features: {
+            "input_ids": torch.arange(len(features)),
+            "captions": [feature["caption"] for feature in features],
+            "row": np.arange(len(features)),
+            "return_loss": True,
+            "scale": torch.tensor(2.0),
+            "position_ids": torch.arange(3)[None],
+            "language": "en",
+            "none": None,
+        }
+    )(samples.__getitems__([0, 1]))
+    assert batch["input_ids"].tolist() == [0, 1] and batch["augmented_input_ids"].tolist() == [2, 3]
+    assert batch["captions"] == ["0a", "1a"] and batch["augmented_captions"] == ["0a!", "1a!"]
+    assert batch["row"].tolist() == [0, 1] and batch["augmented_row"].tolist() == [2, 3]
+    assert batch["return_loss"] is True and batch["scale"] == 2 and batch["position_ids"].shape == (1, 3)
+    assert batch["language"] == "en" and batch["none"] is None
+    assert sum(name.startswith("augmented_") for name in batch) == 3

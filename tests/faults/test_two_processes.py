@@ -1,4 +1,4 @@
-"""Two processes whose shares are uneven: evaluation without a rest, and broken images named once."""
+"""Two processes whose shares are uneven: evaluation without a rest; broken images named once, replaced as in one process."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ BROKEN = range(1, 32, 3)
 
 
 def evaluate_and_train(model, processor, train_dataset, eval_dataset, output_dir, batch_size, ddp_backend=None):
-    """The metrics, the rows found broken, and the warnings."""
+    """The metrics, the rows found broken, the warnings, and the rows of each step."""
     records = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
@@ -35,7 +35,12 @@ def evaluate_and_train(model, processor, train_dataset, eval_dataset, output_dir
     )
     metrics = trainer.evaluate()
     trainer.train()
-    return metrics, dict(trainer.broken_images), records
+    steps = []
+    for epoch in range(2):
+        loader = trainer.get_train_dataloader()
+        loader.set_epoch(epoch)
+        steps += [trainer.accelerator.gather(batch["sample_index"]).tolist() for batch in loader]
+    return metrics, dict(trainer.broken_images), records, steps
 
 
 def one_of_two(rank, world_size, *arguments):
@@ -54,12 +59,14 @@ def test_uneven_evaluation_and_broken_images_are_those_of_one_process(model, pro
     arguments = model, processor, train_dataset, eval_dataset, tmp_path
 
     results = run_distributed(one_of_two, 2, tmp_path, *arguments, 4)
-    expected_metrics, _, _ = evaluate_and_train(*arguments, 8)
+    expected_metrics, _, _, expected_steps = evaluate_and_train(*arguments, 8)
 
-    for metrics, broken_images, _ in results:
+    for metrics, broken_images, _, steps in results:
         for name in ("loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss"):
             assert metrics[f"eval_{name}"] == pytest.approx(expected_metrics[f"eval_{name}"], rel=1e-5)
         assert set(broken_images) == set(BROKEN)
+        # The processes' parts of a step follow one another.
+        assert len(steps) == 8 and steps == expected_steps
     warnings = [[warning.partition(" is left out")[0] for warning in result[2]] for result in results]
     assert sorted(warnings[0]) == sorted(
         ["Row 28 of the eval set", *(f"Row {row} of the training set" for row in BROKEN)]
