@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_cyclip import CyCLIPModel
-from modeling_cyclip.gradient_cache import cached_step
+from modeling_cyclip.gradient_cache import _random_state, _set_random_state, cached_step
 
 
 def batch_of(processor, num_pairs, dtype):
@@ -80,6 +80,20 @@ def test_dropout_draws_the_same_masks_in_both_passes(config, processor):
     for first, second in zip(embeds[:3], embeds[3:], strict=True):
         assert torch.equal(first, second)
     assert not torch.equal(embeds[0], embeds[1])
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_devices_of_every_kind_draw_the_same_again(kind, monkeypatch):
+    # Stands in for the generator of the third such device.
+    device, generator = torch.device(kind, 2), torch.Generator()
+    states = {device: generator}
+    module = torch.get_device_module(kind)
+    monkeypatch.setattr(module, "get_rng_state", lambda device: states[device].get_state())
+    monkeypatch.setattr(module, "set_rng_state", lambda state, device: states[device].set_state(state))
+    state = _random_state(device)
+    drawn = torch.rand(3), torch.rand(3, generator=generator)
+    _set_random_state(state, device)
+    assert torch.equal(torch.rand(3), drawn[0]) and torch.equal(torch.rand(3, generator=generator), drawn[1])
 
 
 def test_frozen_towers_stay_without_gradients(model, processor):
