@@ -71,7 +71,8 @@ def collapsed(reading: Reading) -> str | None:
 
 def scale_at_bound(reading: Reading) -> str | None:
     """`logit_scale` has risen to 100 in this run. CLIP checkpoints that start at 100 are fine."""
-    bound = 0.999 * math.exp(MAX_LOGIT_SCALE)  # which is rounded to the precision of the weights
+    # The bound is rounded to the precision of the weights, in bfloat16 to 99.
+    bound = torch.tensor(MAX_LOGIT_SCALE, dtype=torch.bfloat16).exp().item()
     if reading.log["logit_scale"] < bound or reading.first_log["logit_scale"] >= bound:
         return None
     return (
@@ -192,6 +193,6 @@ def batch_statistics(image_embeds: Tensor, text_embeds: Tensor, captions: Tensor
 
 
 def _mean_cosine(embeds: Tensor) -> float:
-    # The squared norm of the sum is the sum of all N² cosines. N of them are of an embedding with itself, and are 1.
-    n = len(embeds)
-    return (embeds.float().sum(dim=0).square().sum().item() - n) / max(1, n * (n - 1))
+    # The squared norm of the sum is the sum of all N² cosines. N of them are of an embedding with itself: its squared norm.
+    n, embeds = len(embeds), embeds.float()
+    return (embeds.sum(dim=0).square().sum() - embeds.square().sum()).item() / max(1, n * (n - 1))

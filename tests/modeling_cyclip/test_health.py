@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments, health
 from modeling_cyclip.health import SIGNS, HealthCallback, batch_statistics, caption_keys
+from modeling_cyclip.optimizer import ClampLogitScale
 
 
 HEALTHY = {
@@ -74,6 +75,26 @@ def test_cold_rates_checkpoints_at_the_bound_and_solved_batches_are_no_signs(sai
     feed([{**HEALTHY, "logit_scale": 100.0}] * 20)
     feed([{**HEALTHY, "contrastive_loss": 0.01, "loss": 0.5, "image_cosine": 0.97}] * 20)
     assert said == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_bound_is_seen_in_every_precision(model, said, dtype):
+    model.to(dtype).logit_scale.data.fill_(4.7)
+    ClampLogitScale().on_optimizer_step(None, None, None, model)
+    feed([HEALTHY] + [{**HEALTHY, "logit_scale": model.logit_scale.exp().item()}] * 20)
+    assert len(said) == 1 and "bound of 100" in said[0]
+    said.clear()
+    feed([HEALTHY] + [{**HEALTHY, "logit_scale": 98.5}] * 20)
+    assert said == []
+
+
+def test_cosines_of_embeddings_whose_norms_are_rounded():
+    image_embeds, text_embeds = F.normalize(torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
+    images, texts = image_embeds.bfloat16(), text_embeds.bfloat16()
+    statistics = batch_statistics(images, texts, torch.arange(3))
+    off_diagonal = ~torch.eye(3, dtype=torch.bool)
+    for name, embeds in (("image_cosine", images.float()), ("text_cosine", texts.float())):
+        assert statistics[name] == pytest.approx((embeds @ embeds.T)[off_diagonal].mean().item(), abs=1e-6)
 
 
 def test_statistics_of_a_batch():
