@@ -185,10 +185,10 @@ def plane(embedded: dict[str, EmbeddedSet], classes: list[int]) -> Figure:
     panels = figure.subplots(1, len(embedded), squeeze=False)[0]
     for axes, (arm, one) in zip(panels, embedded.items(), strict=True):
         rows = [(one.labels == label).nonzero()[:60, 0] for label in classes]
-        both = torch.cat([one.image_embeds[torch.cat(rows)], one.class_embeds[classes]]).double()
+        both = torch.cat([one.image_embeds[torch.cat(rows)], one.class_embeds[classes]]).cpu().double()
         centred = both - both.mean(dim=0)
         _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-        points = (centred @ directions[:2].T).cpu().numpy()
+        points = (centred @ directions[:2].T).numpy()
         *images, texts = np.split(points, np.cumsum([len(own) for own in rows]))
         for index, own in enumerate(images):
             name = short(one.data.class_names[classes[index]])

@@ -1,7 +1,7 @@
 """
-Geometry of the joint space: alignment, uniformity, modality gap, cyclic gaps and effective rank, all in float64. Beside
-them embeddings without their modality's mean, which closes the modality gap without training, and clusters inside one
-modality.
+Geometry of the joint space: alignment, uniformity, modality gap, cyclic gaps and effective rank, all in float64, and so
+on the CPU, since not every device has it. Beside them embeddings without their modality's mean, which closes the modality
+gap without training, and clusters inside one modality.
 """
 
 import torch
@@ -36,7 +36,7 @@ def labelled_alignment_uniformity(image_embeds: Tensor, class_embeds: Tensor, la
     Raises:
         `ValueError`: fewer than two images, a label that is no class.
     """
-    image_embeds, class_embeds = image_embeds.double(), class_embeds.double()
+    image_embeds, class_embeds, labels = image_embeds.cpu().double(), class_embeds.cpu().double(), labels.cpu()
     check_labels(labels, len(image_embeds), len(class_embeds))
     class_sizes = torch.bincount(labels, minlength=len(class_embeds)).double()
     matched, total = 0.0, 0.0
@@ -67,7 +67,7 @@ def captioned_alignment_uniformity(image_embeds: Tensor, text_embeds: Tensor) ->
     Raises:
         `ValueError`: fewer than two pairs.
     """
-    image_embeds, text_embeds = image_embeds.double(), text_embeds.double()
+    image_embeds, text_embeds = image_embeds.cpu().double(), text_embeds.cpu().double()
     matched, total = (image_embeds - text_embeds).square().sum().item(), 0.0
     for rows, similarities in similarity_chunks(image_embeds, text_embeds):
         # ‖I − T‖² = 2 − 2⟨I, T⟩ for unit norms.
@@ -78,7 +78,7 @@ def captioned_alignment_uniformity(image_embeds: Tensor, text_embeds: Tensor) ->
 
 def modality_gap(image_embeds: Tensor, text_embeds: Tensor) -> float:
     """Distance of the means of both modalities (Liang et al., 2022, section 2)."""
-    return (image_embeds.double().mean(dim=0) - text_embeds.double().mean(dim=0)).norm().item()
+    return (image_embeds.cpu().double().mean(dim=0) - text_embeds.cpu().double().mean(dim=0)).norm().item()
 
 
 def cyclic_gaps(image_embeds: Tensor, text_embeds: Tensor) -> dict[str, float]:
@@ -98,7 +98,7 @@ def cyclic_gaps(image_embeds: Tensor, text_embeds: Tensor) -> dict[str, float]:
     Returns:
         `dict[str, float]`: `inmodal_cyclic_gap` and `crossmodal_cyclic_gap`.
     """
-    inmodal, crossmodal = cyclic_regularisers(image_embeds.double(), text_embeds.double())
+    inmodal, crossmodal = cyclic_regularisers(image_embeds.cpu().double(), text_embeds.cpu().double())
     return {
         "inmodal_cyclic_gap": inmodal.item() / len(image_embeds),
         "crossmodal_cyclic_gap": crossmodal.item() / len(image_embeds),
@@ -117,7 +117,7 @@ def effective_rank(embeds: Tensor) -> float:
     Returns:
         `float`
     """
-    embeds = embeds.double()
+    embeds = embeds.cpu().double()
     # The smaller of both products has the same squares of singular values.
     gram = embeds.T @ embeds if embeds.shape[0] > embeds.shape[1] else embeds @ embeds.T
     singular_values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()

@@ -51,6 +51,29 @@ def test_geometry_equals_loops():
     )
 
 
+class OnMPS(torch.Tensor):
+    """Stands in for a tensor on a device without float64."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_devices_without_float64():
+    images, classes, labels = random_embeds(15, 6, seed=0), random_embeds(4, 6, seed=1), random_labels(15, 4)
+
+    def figures(images, classes, labels, texts):
+        return (
+            labelled_alignment_uniformity(images, classes, labels), captioned_alignment_uniformity(images, texts),
+            modality_gap(images, texts), cyclic_gaps(images, texts), effective_rank(images),
+        )  # fmt: skip
+
+    arguments = images, classes, labels, classes[labels]
+    assert figures(*(argument.as_subclass(OnMPS) for argument in arguments)) == figures(*arguments)
+
+
 def test_geometry_by_hand():
     images, texts = torch.eye(2), torch.eye(2)
     assert captioned_alignment_uniformity(images, texts) == {"alignment": 0.0, "uniformity": pytest.approx(-4)}
