@@ -15,7 +15,8 @@ LAYERS = (
      "modeling_cyclip_resnet", "convert_state_dict", "convert"),
     ("data",),
     # The Trainer, and what it is made of.
-    ("training_args", "checkpoints", "gradient_cache", "optimizer", "health", "run_record", "trainer", "build_model", "lora"),
+    ("training_args", "checkpoints", "gradient_cache", "optimizer", "fsdp", "health", "divergence",
+     "preemption", "resume", "run_record", "trainer", "build_model", "lora"),
     ("evaluation",),
     ("comparison",),
     ("hub",),

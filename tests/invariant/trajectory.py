@@ -19,16 +19,19 @@ from tests.conftest import COLOURS, coloured_image
 
 
 SCRIPT = Path(__file__).parents[2] / "training" / "run_cyclip.py"
+FSDP_SCRIPT = Path(__file__).with_name("fsdp_on_cpu.py")
 PINNED = Path(__file__).parent / "trajectory.json"
-COMPARED = ("loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss", "grad_norm")
+LOSSES = ("loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
+COMPARED = (*LOSSES, "grad_norm", *(f"eval_{name}" for name in LOSSES))
 
 COMMON = [
     "--model_size", "nano", "--image_size", "16", "--patch_size", "8", "--vocab_size", "600", "--use_cpu",
     "--max_steps", "6", "--logging_steps", "1", "--save_steps", "2", "--learning_rate", "1e-3", "--warmup_steps", "2",
     "--cyclic_warmup_ratio", "0.5", "--disable_tqdm", "true", "--caption_column", "captions",
+    "--eval_strategy", "steps", "--eval_steps", "3",
 ]  # fmt: skip
 
-# Name: processes, and the arguments that divide the same 64 pairs.
+# Name: processes, the arguments that divide the same 64 pairs, and the script if it is another.
 VARIANTS = {
     "1 process x 64": (1, ["--per_device_train_batch_size", "64"]),
     "2 processes x 32": (2, ["--per_device_train_batch_size", "32"]),
@@ -38,6 +41,12 @@ VARIANTS = {
     "2 processes x 32, gradient cache": (
         2,
         ["--per_device_train_batch_size", "32", "--gradient_cache_chunk_size", "8"],
+    ),
+    "FSDP, 2 processes x 32": (2, ["--per_device_train_batch_size", "32"], FSDP_SCRIPT),
+    "FSDP, 2 processes x 32, gradient cache": (
+        2,
+        ["--per_device_train_batch_size", "32", "--gradient_cache_chunk_size", "8"],
+        FSDP_SCRIPT,
     ),
     "two data workers": (1, ["--per_device_train_batch_size", "64", "--dataloader_num_workers", "2"]),
 }
@@ -56,15 +65,19 @@ def write_pairs(folder: Path) -> Path:
     return path
 
 
-def command(train_file: Path, output_dir: Path, processes: int, arguments: list[str]) -> list[str]:
+def command(
+    train_file: Path, output_dir: Path, processes: int, arguments: list[str], script: Path = SCRIPT
+) -> list[str]:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [
         *launcher,
-        str(SCRIPT),
+        str(script),
         *COMMON,
         "--train_file",
+        str(train_file),
+        "--validation_file",
         str(train_file),
         "--output_dir",
         str(output_dir),
@@ -99,7 +112,8 @@ def environment() -> dict[str, str]:
 
 def read_trajectory(output_dir: Path) -> list[dict[str, float]]:
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    return [{name: log[name] for name in COMPARED} for log in history if "loss" in log]
+    logs = [{name: log[name] for name in COMPARED if name in log} for log in history]
+    return [log for log in logs if log]
 
 
 def main() -> None:
