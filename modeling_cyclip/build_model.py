@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
-from transformers import AutoTokenizer, CLIPProcessor, PreTrainedConfig
+from transformers import AutoTokenizer, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available
 
@@ -14,6 +15,9 @@ from .configuration_cyclip_resnet import CyCLIPResNetConfig
 from .data.tokenizer import check_tokenizer, train_tokenizer
 from .modeling_cyclip import CyCLIPModel
 from .modeling_cyclip_resnet import CyCLIPResNetModel
+
+
+SAVE_DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 
 @dataclass
@@ -50,6 +54,11 @@ class ModelArguments:
     lora_alpha: float | None = HfArg(default=None, help="Adapters are scaled by alpha / rank (default: the rank).")
     lora_towers: list[str] | None = HfArg(default=None, help="Towers with adapters: vision, text (default: both).")
     merge_lora: bool = HfArg(default=False, help="Save a checkpoint with the adapters merged in, not them alone.")
+    save_dtype: str = HfArg(
+        default="float32",
+        help="Precision of the finished model: float32, float16, bfloat16, or auto for that of the checkpoint opened. "
+        "Weights train, and checkpoints to go on from are saved, in float32.",
+    )
     license: str | None = HfArg(default=None, help="Licence of the weights for the model card, such as apache-2.0.")
 
     def __post_init__(self):
@@ -68,6 +77,12 @@ class ModelArguments:
             raise ValueError(
                 "--image_size and --patch_size belong to --model_size; a checkpoint or config has its own."
             )
+        if self.save_dtype not in SAVE_DTYPES:
+            raise ValueError(f"--save_dtype is one of {', '.join(SAVE_DTYPES)}, got {self.save_dtype}.")
+        if self.save_dtype == "auto" and self.model_name_or_path is None:
+            raise ValueError("--save_dtype auto is the precision of a checkpoint: give it with --model_name_or_path.")
+        if self.save_dtype != "float32" and self.saves_adapter:
+            raise ValueError("--save_dtype is for a whole checkpoint: with --lora_rank it needs --merge_lora.")
         if self.lora_rank is not None:
             self._check_lora()
         elif self.lora_alpha is not None or self.lora_towers is not None or self.merge_lora:
@@ -122,13 +137,18 @@ MODEL_SIZES = {
 RESNET_SIZE = "rn50"
 
 
-def build_model_and_processor(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, CLIPProcessor]:
+def build_model_and_processor(
+    args: ModelArguments, captions: Iterable[str], resume_from: str | None = None
+) -> tuple[CyCLIPModel, CLIPProcessor]:
     """
-    The model and its processor. The captions are read only if a tokenizer is trained. Raises a `ValueError` for a size or
-    an attention that does not exist, a tokenizer that does not fit the model, an adapter instead of a checkpoint, or a
-    tower without the layers that LoRA needs.
+    The model, in float32, and its processor. The captions are read only if a tokenizer is trained. The run that goes on
+    from the checkpoint `resume_from` keeps its tokenizer, since other captions would train another one. `args.save_dtype`
+    becomes that of the checkpoint if it is `auto`. Raises a `ValueError` for a size or an attention that does not exist,
+    another kind of checkpoint or one that lacks weights, a tokenizer that does not fit the model, an adapter instead of a
+    checkpoint, or a tower without the layers that LoRA needs.
     """
-    model, processor = _build(args, captions)
+    tokenizer = None if resume_from is None else AutoTokenizer.from_pretrained(resume_from)
+    model, processor = _build(args, captions, tokenizer)
     if args.attn_implementation is not None:
         model.set_attn_implementation(args.attn_implementation)
     if args.lora_rank is not None:
@@ -153,7 +173,9 @@ def _into_evaluation_mode(module: nn.Module, _) -> None:
     module.eval()
 
 
-def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, CLIPProcessor]:
+def _build(
+    args: ModelArguments, captions: Iterable[str], tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[CyCLIPModel, CLIPProcessor]:
     weights = {
         name: getattr(args, name)
         for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight", "cyclic_reference_batch_size")
@@ -161,7 +183,12 @@ def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, 
     }
     if args.model_name_or_path is not None:
         try:
-            model = CyCLIPModel.from_pretrained(args.model_name_or_path, **weights)
+            if args.save_dtype == "auto":
+                args.save_dtype = str(CyCLIPModel.from_pretrained(args.model_name_or_path).dtype).removeprefix(
+                    "torch."
+                )
+            # Frozen towers too: half precision would save little beside the activations, and LoRA merges into them.
+            model = CyCLIPModel.from_pretrained(args.model_name_or_path, dtype=torch.float32, **weights)
             processor = CLIPProcessor.from_pretrained(args.model_name_or_path)
         except OSError as error:
             kind = "" if Path(args.model_name_or_path).is_dir() else ", which is no folder here,"
@@ -173,16 +200,18 @@ def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, 
                 f"{args.model_name_or_path} is an adapter: train on from a checkpoint that it is merged into (--merge_lora), "
                 "or go on with its own run by --resume_from_checkpoint."
             )
-        if args.tokenizer_name is not None:
-            processor = CLIPProcessor(processor.image_processor, AutoTokenizer.from_pretrained(args.tokenizer_name))
+        if tokenizer is None and args.tokenizer_name is not None:
+            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        if tokenizer is not None:
+            processor = CLIPProcessor(processor.image_processor, tokenizer)
         check_tokenizer(processor.tokenizer, model.config)
         return model, processor
 
     config = _scratch_config(args, weights)
     text_config = config.text_config
-    if args.tokenizer_name is not None:
+    if tokenizer is None and args.tokenizer_name is not None:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
-    else:
+    elif tokenizer is None:
         tokenizer = train_tokenizer(captions, args.vocab_size, text_config.max_position_embeddings)
     if args.model_size is not None or args.tokenizer_name is None:
         text_config.vocab_size = len(tokenizer)
@@ -197,7 +226,8 @@ def _build(args: ModelArguments, captions: Iterable[str]) -> tuple[CyCLIPModel, 
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
     model_class = CyCLIPResNetModel if isinstance(config, CyCLIPResNetConfig) else CyCLIPModel
-    return model_class(config), CLIPProcessor(image_processor, tokenizer)
+    # A saved config.json has a precision, which the towers would take.
+    return model_class._from_config(config, dtype=torch.float32), CLIPProcessor(image_processor, tokenizer)
 
 
 def _scratch_config(args: ModelArguments, weights: dict) -> CyCLIPConfig:

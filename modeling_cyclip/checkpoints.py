@@ -23,6 +23,10 @@ INCOMPLETE_MARKER, COMPLETE_MARKER = "incomplete", "complete"
 UNLISTED = {INCOMPLETE_MARKER, COMPLETE_MARKER, "README.md"}
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint, or the finished model, could not be written."""
+
+
 def mark_incomplete(checkpoint: str | Path) -> None:
     """Call this before a checkpoint is written (perhaps over an older one of the same step)."""
     checkpoint = Path(checkpoint)

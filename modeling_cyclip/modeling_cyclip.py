@@ -1,13 +1,17 @@
 """PyTorch CyCLIP model: CLIP with CyCLIP's loss."""
 
+import json
 import os
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedConfig
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, find_adapter_config_file
 
 from .configuration_cyclip import CyCLIPConfig
 from .distributed import training_process_group
@@ -60,6 +64,10 @@ class CyCLIPOutput(CLIPOutput):
     augmented_text_embeds: torch.FloatTensor | None = None
 
 
+# Arguments of `from_pretrained` that say where on the Hub.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
 class CyCLIPModel(CLIPModel):
     r"""
     CLIP trained with cyclic consistency ([CyCLIP](https://huggingface.co/papers/2205.14459)). Only the loss differs from
@@ -105,7 +113,7 @@ class CyCLIPModel(CLIPModel):
     ) -> "CyCLIPModel":
         r"""
         Opens any CLIP checkpoint. A checkpoint whose `model_type` belongs to a subclass (`CyCLIPResNetModel`) is opened
-        as that subclass.
+        as that subclass. Every weight comes from the checkpoint: transformers would draw those that it lacks.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*):
@@ -113,23 +121,71 @@ class CyCLIPModel(CLIPModel):
             config (`PreTrainedConfig`, `str` or `os.PathLike`, *optional*):
                 A configuration instead of the checkpoint's.
             kwargs (*optional*):
-                Arguments of [`~transformers.PreTrainedModel.from_pretrained`].
+                Arguments of [`~transformers.PreTrainedModel.from_pretrained`]. `dtype=torch.float32` opens a checkpoint
+                for training whatever precision it was saved in. Weights of another shape than the configuration's are
+                drawn only with `ignore_mismatched_sizes=True`.
 
         Returns:
             [`CyCLIPModel`] or an instance of a subclass.
+
+        Raises:
+            `ValueError`: a checkpoint of another kind of model, or one that lacks weights or has them in other shapes.
+            `OSError`: no checkpoint.
         """
+        name = pretrained_model_name_or_path
         if isinstance(config, PreTrainedConfig):
             model_type = config.model_type
         else:
-            source = pretrained_model_name_or_path if config is None else config
-            try:
-                model_type = PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
-            except OSError:  # an adapter, which transformers resolves, or nothing at all, which it reports
-                model_type = None
+            source = name if config is None else config
+            model_type = PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
+            if model_type is None and config is None:
+                hub_arguments = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+                adapter_config = find_adapter_config_file(name, **hub_arguments)
+                if adapter_config is not None:
+                    return cls._open_adapter(name, adapter_config, hub_arguments, *model_args, **kwargs)
         for subclass in cls.__subclasses__():
             if model_type == subclass.config_class.model_type != cls.config_class.model_type:
-                return subclass.from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+                return subclass.from_pretrained(name, *model_args, config=config, **kwargs)
+        if model_type not in (cls.config_class.model_type, None):
+            raise ValueError(
+                f"{name} is a checkpoint of type {model_type}, which {cls.__name__} does not open. transformers' AutoModel "
+                "opens it, and `modeling_cyclip.cyclic_regularisers` adds the cyclic terms to a loss of your own."
+            )
+
+        source = "The state dict" if name is None else name
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        open_checkpoint = partial(super().from_pretrained, name, *model_args, config=config, output_loading_info=True)
+        try:
+            model, loading_info = open_checkpoint(**kwargs)
+        except RuntimeError:
+            # transformers' error does not say which weights have another shape.
+            mismatched = sorted(open_checkpoint(**{**kwargs, "ignore_mismatched_sizes": True})[1]["mismatched_keys"])
+            if not mismatched:
+                raise
+            weight, shape, expected = mismatched[0]
+            raise ValueError(
+                f"{source} has weights of other shapes than its configuration: {weight} is {tuple(shape)}, not "
+                f"{tuple(expected)}, and {len(mismatched) - 1} others."
+            ) from None
+        _refuse_missing(source, loading_info["missing_keys"])
+        return (model, loading_info) if output_loading_info else model
+
+    @classmethod
+    def _open_adapter(
+        cls, name: str | os.PathLike, adapter_config: str, hub_arguments: dict[str, Any], *model_args, **kwargs
+    ) -> "CyCLIPModel":
+        """Opens the checkpoint of an adapter first: transformers would not say which weights that one lacks."""
+        with open(adapter_config, encoding="utf-8") as file:
+            base = json.load(file)["base_model_name_or_path"]
+        options = {key: kwargs.pop(key) for key in ("adapter_name", "adapter_kwargs") if key in kwargs}
+        opened = cls.from_pretrained(base, *model_args, **kwargs)
+        model = opened[0] if kwargs.get("output_loading_info") else opened
+        _refuse_missing(name, model.load_adapter(name, **options, download_kwargs=hub_arguments).missing_keys)
+        return opened
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embeddings of the caption's tokens. FSDP asks every model for them, and CLIPModel names none."""
+        return self.text_model.get_input_embeddings()
 
     @can_return_tuple
     def forward(
@@ -274,4 +330,11 @@ class CyCLIPModel(CLIPModel):
             augmented_image_embeds=augmented_image_embeds,
             augmented_text_embeds=augmented_text_embeds,
             process_group=training_process_group() if self.training else None,
+        )
+
+
+def _refuse_missing(source: str | os.PathLike, missing_keys: set[str]) -> None:
+    if missing := sorted(missing_keys):
+        raise ValueError(
+            f"{source} lacks weights of a CLIP model, which would be random: {missing[0]} and {len(missing) - 1} others."
         )

@@ -1,6 +1,7 @@
 """Writes `run.json`: what a training was told and where it ran. It lies beside the model, and the card reads it."""
 
 import dataclasses
+import hashlib
 import json
 import platform
 import re
@@ -62,6 +63,7 @@ def run_record(
         "base_model": _hub_id(base_model),
         "dataset": dataset,
         "training_pairs": len(train_dataset) if isinstance(train_dataset, Sized) else None,
+        "captions": _caption_digest(train_dataset),
         "processes": training_args.world_size,
         "hardware": _hardware(training_args.device),
         "environment": _versions(),
@@ -75,6 +77,49 @@ def write_run_record(output_dir: str | Path, record: dict[str, Any]) -> None:
     Path(output_dir, RUN_RECORD).write_text(text, encoding="utf-8")
 
 
+def seconds_before(log_history: list[dict[str, float]], first_step: int) -> float:
+    """The seconds that the parts of a training before `first_step` took, by the log at its checkpoint; 0 without one."""
+    logs = [log for log in log_history if "train_seconds" in log and log["step"] <= first_step]
+    return logs[-1]["train_seconds"] if logs else 0.0
+
+
+def over_all_parts(
+    metrics: dict[str, float], log_history: list[dict[str, float]], last_step: int, first_step: int
+) -> dict[str, float]:
+    r"""
+    The seconds, the speed and the mean loss of all parts of a training.
+
+    Args:
+        metrics (`dict[str, float]`):
+            `train_runtime`, `train_loss` and what is counted a second, of the part from `first_step` to `last_step`.
+        log_history (`list[dict[str, float]]`):
+            The logs of all parts.
+        last_step (`int`):
+            The step at which the training ended.
+        first_step (`int`):
+            The step of the checkpoint that the last part resumed from, or 0.
+
+    Returns:
+        `dict[str, float]`: the same metrics.
+    """
+    runtime = seconds_before(log_history, first_step) + metrics["train_runtime"]
+    if first_step == 0 or last_step == first_step:
+        return {"train_runtime": runtime}
+    # Every step takes as many samples, so the counts grow with the steps.
+    growth = metrics["train_runtime"] / (last_step - first_step) * last_step / runtime
+    speeds = {name: value * growth for name, value in metrics.items() if name.endswith("_per_second")}
+    total_loss, previous = metrics["train_loss"] * (last_step - first_step), 0
+    for log in log_history:
+        if "loss" in log and log["step"] <= first_step:
+            total_loss += log["loss"] * (log["step"] - previous)
+            previous = log["step"]
+    return {
+        "train_runtime": runtime,
+        "train_loss": total_loss / (last_step - first_step + previous),
+        **{name: round(value, 3) for name, value in speeds.items()},
+    }
+
+
 def _source(dataset: Dataset | None) -> str | None:
     """The name of the dataset on the Hub that a table was loaded from, if it comes from one alone."""
     if not is_table(dataset):
@@ -82,6 +127,15 @@ def _source(dataset: Dataset | None) -> str | None:
     matches = [re.match(r"hf://datasets/([^@]+)@", url) for url in dataset.info.download_checksums or ()]
     names = {match[1] if match else None for match in matches}
     return names.pop() if len(names) == 1 else None
+
+
+def _caption_digest(dataset: Dataset | None) -> str | None:
+    """A short hash of 1,000 captions all over a table, by which other data show."""
+    if not is_table(dataset) or "caption" not in dataset.column_names:
+        return None
+    rows = range(0, len(dataset), max(1, len(dataset) // 1000))
+    captions = dataset.with_format(None).select_columns("caption").select(rows)[:]["caption"]
+    return hashlib.sha256(json.dumps(captions).encode()).hexdigest()[:12]
 
 
 def _changed(arguments: Any) -> dict[str, Any]:

@@ -1,38 +1,47 @@
 """transformers' Trainer with one contrastive batch per step and the parts of the loss in the log."""
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
 from .blockwise import in_batch_recall
-from .checkpoints import is_complete, last_complete_checkpoint, mark_complete, mark_incomplete, remove_incomplete
+from .checkpoints import (
+    CheckpointError,
+    flush,
+    is_complete,
+    last_complete_checkpoint,
+    mark_complete,
+    mark_incomplete,
+    remove_incomplete,
+    rotate_checkpoints,
+)
 from .data.data_collator import CyCLIPDataCollator
 from .data.sampler import EpochSampler, make_train_sampler
 from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollator, check_columns
 from .data.tokenizer import context_length
+from .divergence import DivergenceError, FirstBadStep, first_not_finite
+from .fsdp import fit_optimizer_state, prepare_for_fsdp, whole_logit_scale, with_scalar_logit_scale
 from .gradient_cache import cached_step
 from .health import HealthCallback, batch_statistics, caption_keys
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
-from .optimizer import (
-    ClampLogitScale,
-    decay_parameter_names,
-    fit_optimizer_state,
-    make_logit_scale_one_dimensional,
-    set_tower_learning_rates,
-    with_scalar_logit_scale,
-)
-from .run_record import run_record, write_run_record
+from .optimizer import ClampLogitScale, decay_parameter_names, set_tower_learning_rates
+from .preemption import PreemptionCallback
+from .resume import check_resumable, warn_of_changes
+from .run_record import over_all_parts, run_record, seconds_before, write_run_record
 from .training_args import CyCLIPTrainingArguments
 
 
@@ -121,6 +130,7 @@ class CyCLIPTrainer(Trainer):
             data_collator.check_model(model.config)
         self.extra_metrics, self.augment, self.run_arguments = extra_metrics, augment, run_arguments or {}
         self._pending_metrics: dict[str, float] = {}
+        self._preemption = PreemptionCallback()
         if eval_dataset is None and extra_metrics is not None:
             eval_dataset = {}  # transformers refuses to evaluate without a dataset
         super().__init__(
@@ -130,17 +140,18 @@ class CyCLIPTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator,
-            callbacks=[ClampLogitScale(), HealthCallback(), *(callbacks or [])],
+            callbacks=[ClampLogitScale(), HealthCallback(), self._preemption, *(callbacks or [])],
             **kwargs,
         )
         if self.is_fsdp_enabled:
-            make_logit_scale_one_dimensional(model)
+            prepare_for_fsdp(model, self.accelerator.state.fsdp_plugin)
         self._sampled_dataset = None
         if train_dataset is not None:
             self._get_train_sampler()  # raises at once if the dataset is too small
         self.broken_images = BrokenImages("training")
         self._broken_images_by_evaluation: dict[str, BrokenImages] = {}
         self._train_parts = _WeightedMean()
+        self._first_bad_step = FirstBadStep()
         self._run_record: dict[str, Any] | None = None
 
     def _get_dataloader(
@@ -185,10 +196,34 @@ class CyCLIPTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no complete checkpoint to go on from.")
+        if resume_from_checkpoint:
+            check_resumable(resume_from_checkpoint)
+        if (name := first_not_finite(self.model)) is not None:
+            raise DivergenceError(f"The model cannot be trained: {name} has values that are not finite.")
         if self.args.should_save:
             # Now, not at each save: the commit is that of the code that runs, whatever is edited meanwhile.
             self._run_record = self._make_run_record()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+            if resume_from_checkpoint:
+                warn_of_changes(resume_from_checkpoint, self._run_record)
+        with self._preemption if self.args.checkpoint_on_signal else nullcontext():
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._stop_if_diverged()
+        return output
+
+    def _stop_if_diverged(self, look_at_weights: bool = True) -> None:
+        """Raises a [`~modeling_cyclip.divergence.DivergenceError`] in all processes, which all call this."""
+        if (step := self._first_bad_step.read()) is not None:
+            found = f"The loss is not finite at step {step}"
+        elif look_at_weights and (names := list(filter(None, gather_object([first_not_finite(self.model)])))):
+            found = f"{names[0]} has values that are not finite after step {self.state.global_step}"
+        else:
+            return
+        checkpoint = last_complete_checkpoint(self.args.output_dir)
+        raise DivergenceError(
+            f"{found}: the training has diverged and ends. Lower `learning_rate` (here {self.args.learning_rate:g}) or "
+            "lengthen the warm-up; with `fp16`, try `bf16`. "
+            + ("There is no checkpoint." if checkpoint is None else f"The last good checkpoint is {checkpoint}.")
+        )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
@@ -240,6 +275,10 @@ class CyCLIPTrainer(Trainer):
         self, parts: Mapping[str, Tensor], image_embeds: Tensor, text_embeds: Tensor, inputs: dict[str, Tensor]
     ) -> None:
         """Keeps what the next log reports, without copying it to the host."""
+        if self.model.training:
+            self._first_bad_step.add(parts["loss"], self.state.global_step + 1)
+            if self.args.device.type == "cpu":  # where reading it costs nothing
+                self._stop_if_diverged(look_at_weights=False)
         self._train_parts.add({name: parts.get(name) for name in LOSS_PARTS}, weight=1)
         self._last_embeds = image_embeds.detach(), text_embeds.detach()
         self._last_captions = inputs["input_ids"], inputs.get("attention_mask")
@@ -253,12 +292,29 @@ class CyCLIPTrainer(Trainer):
         inputs.pop("return_loss", None)
         return super()._prepare_inputs(inputs)
 
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        # Every checkpoint ends a window of the log, so that a resumed training logs what one without a break does.
+        may_save = self.control.should_save or (
+            self.control.should_evaluate and self.args.save_strategy == SaveStrategy.BEST
+        )
+        self.control.should_log |= may_save
+        if self.control.should_log:
+            self._stop_if_diverged(look_at_weights=may_save)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs:
+            logs.update(
+                over_all_parts(logs, self.state.log_history, self.state.global_step, self._initial_global_step)
+            )
         if "loss" in logs:
+            logs["train_seconds"] = seconds_before(self.state.log_history, self._initial_global_step) + (
+                time.time() - start_time
+            )
             logs.update(self._train_parts.drain())
             *embeds, captions = self.accelerator.gather((*self._last_embeds, caption_keys(*self._last_captions)))
             image_to_text, text_to_image = in_batch_recall(*embeds)
-            logs["logit_scale"] = self.model.logit_scale.exp().item()
+            logs["logit_scale"] = whole_logit_scale(self.model).exp().item()
             logs["image_to_text_recall@1"] = image_to_text.item()
             logs["text_to_image_recall@1"] = text_to_image.item()
             logs.update(batch_statistics(*embeds, captions))
@@ -289,11 +345,12 @@ class CyCLIPTrainer(Trainer):
         save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
-            self._complete(checkpoint)
+            if not self.args.push_to_hub:
+                self._complete(checkpoint)
         except Exception as error:  # torch and safetensors raise many kinds of errors when a disk is full
             if is_complete(checkpoint):
                 raise
-            raise RuntimeError(
+            raise CheckpointError(
                 f"{checkpoint} could not be written to its end; older ones are whole. With space on the disk, resuming "
                 "goes on from the newest of them."
             ) from error
@@ -302,13 +359,17 @@ class CyCLIPTrainer(Trainer):
         if self.args.should_save:
             if save_total_limit is not None:
                 remove_incomplete(run_dir)
-            rotate_checkpoints(run_dir, save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate_checkpoints(run_dir, save_total_limit, checkpoint, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self._complete(checkpoint_folder)
+        self._complete(checkpoint_folder)  # before the Hub has a chance to fail
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _complete(self, checkpoint: str) -> None:
+        self.accelerator.wait_for_everyone()
+        # Every process wrote some of the files, and a machine flushes only what was written on it.
+        if self.is_local_process_zero() and not self.args.should_save:
+            flush(checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(checkpoint)
@@ -463,7 +524,10 @@ class CyCLIPTrainer(Trainer):
 
 
 class _WeightedMean:
-    """Means of named numbers over steps or batches. They are summed on the device, so that no step waits for the host."""
+    """
+    Means of named numbers over steps or batches. They are summed on the device, so that no step waits for the host, and in
+    float32, since a sum in half precision soon stops to grow.
+    """
 
     def __init__(self):
         self.sums: dict[str, Tensor | float] = {}
@@ -472,7 +536,7 @@ class _WeightedMean:
     def add(self, values: Mapping[str, Tensor | None], weight: int) -> None:
         for name, value in values.items():
             if value is not None:
-                self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach()
+                self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach().float()
         self.weight += weight
 
     def drain(self) -> dict[str, float]:
@@ -490,6 +554,13 @@ def _check(
             f"CyCLIPTrainer trains a CyCLIPModel, got a {type(model).__name__}. Open a CLIP checkpoint with "
             "`CyCLIPModel.from_pretrained(...)`."
         )
+    for parameter in model.parameters():
+        if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
+            raise ValueError(
+                f"The weights to train are in {str(parameter.dtype).removeprefix('torch.')}, in which small steps are lost "
+                "to rounding. Open the checkpoint with `CyCLIPModel.from_pretrained(..., dtype=torch.float32)`; `bf16=True` "
+                "computes in half precision all the same."
+            )
     if not isinstance(args, CyCLIPTrainingArguments):
         raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
     for dataset in datasets:

@@ -3,10 +3,15 @@
 import os
 from dataclasses import dataclass
 
+import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import SchedulerType
+from transformers.utils import is_torch_xla_available, logging
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -17,6 +22,9 @@ class CyCLIPTrainingArguments(TrainingArguments):
     [`CyCLIPConfig`].
 
     Args:
+        checkpoint_on_signal (`bool`, *optional*, defaults to `True`):
+            Whether SIGTERM and SIGUSR1, which clusters send before they kill, lead to a checkpoint after the step that runs
+            and to exit status 143, without what a script does after its training.
         cyclic_warmup_ratio (`float`, *optional*, defaults to 0.0):
             Share of the training, in [0, 1], over which both cyclic weights rise linearly from zero. With 0, as in the
             paper, the weights are full from the first step, which can keep a small model from learning at all.
@@ -28,6 +36,8 @@ class CyCLIPTrainingArguments(TrainingArguments):
             This needs a `datasets.Dataset` with enough different captions. If there are too few, a warning says so.
         vision_learning_rate (`float`, *optional*):
             Peak learning rate of the vision tower and its projection. `None` takes `learning_rate`.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            Whether `cyclip train` may replace the model and the checkpoints of an earlier training in `output_dir`.
         text_learning_rate (`float`, *optional*):
             Peak learning rate of the text tower and its projection. `None` takes `learning_rate`.
     """
@@ -50,6 +60,12 @@ class CyCLIPTrainingArguments(TrainingArguments):
         "training_args.bin; the last two add optimizer states.",
     )
     remove_unused_columns: bool = HfArg(default=False, help="Must stay off: the collator reads image and caption.")
+    logging_nan_inf_filter: bool = HfArg(
+        default=False, help="Must stay off: a loss that is not finite ends the training, and is not hidden."
+    )
+    checkpoint_on_signal: bool = HfArg(
+        default=True, help="On SIGTERM or SIGUSR1, save a checkpoint and end with status 143."
+    )
     cyclic_warmup_ratio: float = HfArg(
         default=0.0, help="Share of the training over which the cyclic weights rise linearly from zero (paper: 0)."
     )
@@ -63,8 +79,16 @@ class CyCLIPTrainingArguments(TrainingArguments):
     text_learning_rate: float | None = HfArg(
         default=None, help="Peak learning rate of the text tower (default: --learning_rate)."
     )
+    overwrite_output_dir: bool = HfArg(
+        default=False, help="Replace the model and the checkpoints of an earlier training in --output_dir."
+    )
 
     def __post_init__(self):
+        if not (self.use_cpu or torch.accelerator.is_available() or is_torch_xla_available()):
+            # transformers takes the CPU by itself, but with bf16 it wants to be told.
+            self.use_cpu = True
+            if self.bf16:
+                logger.warning_once("torch sees no GPU or other accelerator: bf16 training runs on the CPU.")
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.per_device_train_batch_size
         if self.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
@@ -83,6 +107,15 @@ class CyCLIPTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError(
                 "`remove_unused_columns` must stay off: the collator reads the columns image and caption."
+            )
+        if self.logging_nan_inf_filter:
+            raise ValueError(
+                "`logging_nan_inf_filter` must stay off: it replaces a loss that is not finite by earlier ones."
+            )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "`enable_jit_checkpoint` ends an interrupted training as if it were finished: leave it out. "
+                "`checkpoint_on_signal`, which is on, saves a checkpoint on SIGTERM and ends with status 143."
             )
         if self.gradient_accumulation_steps > 1:
             raise ValueError(
@@ -104,3 +137,9 @@ class CyCLIPTrainingArguments(TrainingArguments):
             )
         if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
             raise ValueError(f"`gradient_cache_chunk_size` must be at least 1, got {self.gradient_cache_chunk_size}.")
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        if started > 1 and self.world_size != started:
+            raise ValueError(
+                f"{started} processes were started (WORLD_SIZE), but accelerate finds no way for them to train together on "
+                f"{self.device.type}: each would train alone, on the same pairs. Start one process, or add --use_cpu."
+            )

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None):
     try:
         if source.is_file():
             model = import_checkpoint(source, target, **options)
-        elif source.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        elif source.suffix in (".pt", ".pth", ".bin", ".safetensors") and not source.is_dir():
             raise FileNotFoundError(f"There is no file {source}.")
         elif options:
             raise ValueError(f"These say how to read a file, and {source} is none: --{', --'.join(options)}.")

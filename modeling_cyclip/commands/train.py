@@ -8,20 +8,32 @@ import logging
 import sys
 from typing import NoReturn
 
+import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.trainer_utils import set_seed
 
 from ..arguments import parse_with_config
 from ..build_model import ModelArguments, build_model_and_processor
-from ..checkpoints import last_complete_checkpoint
+from ..checkpoints import CheckpointError, last_complete_checkpoint
 from ..data.augment import SecondView
 from ..data.captions import DataArguments, iterate_captions, load_captioned_datasets
+from ..divergence import DivergenceError
 from ..evaluation.during_training import ZeroShotMetrics
 from ..hub.publish import PublishError
+from ..modeling_cyclip import CyCLIPModel
+from ..preemption import end_with_launcher
+from ..resume import check_resumable
 from ..trainer import CyCLIPTrainer
 from ..training_args import CyCLIPTrainingArguments
-from .train_checks import check_evaluation, check_output_folder, overfit_report, set_up_overfit_check
+from .train_checks import (
+    check_evaluation,
+    check_output_folder,
+    lock_output_folder,
+    overfit_report,
+    remove_checkpoints,
+    set_up_overfit_check,
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, CyCLIPTrainingArguments]:
@@ -35,9 +47,12 @@ def main(argv: list[str] | None = None) -> None:
         run(argv)
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command with --resume_from_checkpoint goes on from the last checkpoint.")
+    except (CheckpointError, DivergenceError) as error:
+        sys.exit(f"error: {error}")
 
 
 def run(argv: list[str] | None = None) -> None:
+    end_with_launcher()
     model_args, data_args, training_args = parse_arguments(argv)
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     if training_args.should_log:
@@ -48,25 +63,33 @@ def run(argv: list[str] | None = None) -> None:
     try:
         if data_args.overfit_check is None:
             check_evaluation(data_args, training_args)
+            # Held until the process ends.
+            lock = lock_output_folder(training_args)  # noqa: F841
             check_output_folder(model_args, training_args)
-        trainer = build_trainer(model_args, data_args, training_args)
+        resume_from = training_args.resume_from_checkpoint
+        if resume_from is True:
+            # Without a checkpoint the training begins anew, so that one command line serves the first start and the next.
+            resume_from = last_complete_checkpoint(training_args.output_dir)
+        if resume_from is not None:
+            check_resumable(resume_from)
+        trainer = build_trainer(model_args, data_args, training_args, resume_from)
     except (ValueError, HfHubHTTPError) as error:
         sys.exit(f"error: {error}")
 
     if data_args.overfit_check is not None:
         run_overfit_check(trainer)
-    resume_from = training_args.resume_from_checkpoint
-    if resume_from is True:
-        # Without a checkpoint the training begins anew, so that one command line serves the first start and the next.
-        resume_from = last_complete_checkpoint(training_args.output_dir)
+    if training_args.overwrite_output_dir:
+        remove_checkpoints(training_args)
     trainer.train(resume_from_checkpoint=resume_from)
     if model_args.merge_lora:
         trainer.merge()
-    trainer.save_model(_internal_call=True)  # published below, with what belongs to it
-    trainer.save_state()
+    convert_weights(trainer.model, model_args.save_dtype)
+    save_model(trainer)
+    convert_weights(trainer.model, "float32")  # the weights as saved, evaluated in the precision of the training
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     if training_args.push_to_hub:
+        convert_weights(trainer.model, model_args.save_dtype)  # saved once more
         try:
             trainer.push_to_hub()
         except PublishError as error:
@@ -84,14 +107,17 @@ def run(argv: list[str] | None = None) -> None:
 
 
 def build_trainer(
-    model_args: ModelArguments, data_args: DataArguments, training_args: CyCLIPTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: CyCLIPTrainingArguments,
+    resume_from: str | None,
 ) -> CyCLIPTrainer:
     """Loads the pairs, builds the model, and hands both to the Trainer that fits."""
     with training_args.main_process_first(desc="loading the data"):
         train_dataset, eval_dataset = load_captioned_datasets(data_args)
     if data_args.overfit_check is not None:
         train_dataset = set_up_overfit_check(train_dataset, data_args.overfit_check, training_args)
-    model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset))
+    model, processor = build_model_and_processor(model_args, iterate_captions(train_dataset), resume_from)
     zero_shot = None
     if data_args.eval_zero_shot is not None:
         batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
@@ -115,6 +141,32 @@ def build_trainer(
     if zero_shot is not None and trainer.is_fsdp_enabled:
         raise ValueError("--eval_zero_shot does not go with FSDP, which runs no tower by itself. Leave it out.")
     return trainer
+
+
+def save_model(trainer: CyCLIPTrainer) -> None:
+    """Saves the finished model and the log of its training."""
+    output_dir = trainer.args.output_dir
+    try:
+        trainer.save_model(_internal_call=True)  # published later, with what belongs to it
+        trainer.save_state()
+    except Exception as error:  # torch and safetensors raise many kinds of errors when a disk is full
+        checkpoint = last_complete_checkpoint(output_dir)
+        whole = (
+            "No checkpoint is whole" if checkpoint is None else f"The last checkpoint that is whole is {checkpoint}"
+        )
+        raise CheckpointError(
+            f"The finished model could not be written to {output_dir}: {error}. {whole}. With space on the disk, the same "
+            "command with --resume_from_checkpoint ends what is left."
+        ) from error
+
+
+def convert_weights(model: CyCLIPModel, dtype: str) -> None:
+    """Converts the weights in place, and with them what the saved configurations say of their precision."""
+    dtype = getattr(torch, dtype)
+    if dtype != model.dtype:
+        model.to(dtype)
+        for config in (model.config, model.config.text_config, model.config.vision_config):
+            config.dtype = dtype
 
 
 def run_overfit_check(trainer: CyCLIPTrainer) -> NoReturn:

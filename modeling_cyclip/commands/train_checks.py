@@ -1,15 +1,26 @@
 """Checks before a training: its folder, its evaluation, and whether its model can memorise a few pairs."""
 
+import logging
 import os
+import shutil
 from pathlib import Path
 
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from ..build_model import ModelArguments
 from ..data.captions import DataArguments
 from ..training_args import CyCLIPTrainingArguments
 
+
+logger = logging.getLogger(__name__)
+
+# The operating system releases it with the last process that has the file open, on a network disk too.
+LOCK = ".training.lock"
+# Data workers outlive a killed training by some seconds, and hold its lock.
+LOCK_SECONDS = 15
 
 # The nano ViT of recipes/emoji.yaml finds all of 64 pairs after 300 steps.
 STEPS = 300
@@ -27,13 +38,11 @@ def check_evaluation(data_args: DataArguments, training_args: CyCLIPTrainingArgu
         )
 
 
-def check_output_folder(model_args: ModelArguments, training_args: CyCLIPTrainingArguments) -> None:
+def lock_output_folder(training_args: CyCLIPTrainingArguments) -> FileLock | None:
     """
-    Refuses to publish an adapter. Refuses a folder that cannot be written to, one with checkpoints of an earlier training
-    that this one does not go on from, and one with a model where an adapter goes, or the reverse.
+    Makes the output folder, and keeps other trainings out of it until this process ends, however it ends. One process of
+    several holds the lock. Refuses a folder that cannot be written to, or that another training writes to.
     """
-    if model_args.saves_adapter and training_args.push_to_hub:
-        raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
     folder = Path(training_args.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,17 +50,56 @@ def check_output_folder(model_args: ModelArguments, training_args: CyCLIPTrainin
         raise ValueError(f"--output_dir {folder} cannot be made: {error}.") from error
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--output_dir {folder} cannot be written to.")
+    if not training_args.should_save:
+        return None
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise ValueError(
+            f"Another training writes to {folder}. Wait for its end, or choose another --output_dir."
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        logger.warning(f"{folder} cannot be locked ({error}): see to it that no other training writes to it.")
+    return lock
+
+
+def check_output_folder(model_args: ModelArguments, training_args: CyCLIPTrainingArguments) -> None:
+    """
+    Refuses to publish an adapter. Refuses a folder with the model or the checkpoints of an earlier training, unless this
+    one goes on from them or may replace them, and one with a model where an adapter goes, or the reverse.
+    """
+    if model_args.saves_adapter and training_args.push_to_hub:
+        raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
+    if training_args.overwrite_output_dir and training_args.resume_from_checkpoint is not None:
+        raise ValueError(
+            "--overwrite_output_dir begins anew and --resume_from_checkpoint goes on: leave one of them out."
+        )
+    folder = Path(training_args.output_dir)
     other = "config.json" if model_args.saves_adapter else "adapter_config.json"
     if not model_args.merge_lora and (folder / other).is_file():
         raise ValueError(
             f"{folder} has the {other} of another run: models and adapters in one folder are opened as one. Choose another "
             "--output_dir."
         )
-    if training_args.resume_from_checkpoint is None and any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+    if training_args.overwrite_output_dir or training_args.resume_from_checkpoint is not None:
+        return
+    if any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
         raise ValueError(
-            f"{folder} has checkpoints of an earlier training. Go on from the last of them with --resume_from_checkpoint, or "
-            "start anew in another --output_dir."
+            f"{folder} has checkpoints of an earlier training. Go on from the last of them with --resume_from_checkpoint, "
+            "choose another --output_dir, or replace them with --overwrite_output_dir."
         )
+    if any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
+        raise ValueError(
+            f"{folder} has a finished model. Choose another --output_dir, or replace it with --overwrite_output_dir."
+        )
+
+
+def remove_checkpoints(training_args: CyCLIPTrainingArguments) -> None:
+    """Removes the checkpoints of an earlier training, from which this one could otherwise be resumed."""
+    if training_args.should_save:
+        for checkpoint in Path(training_args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            shutil.rmtree(checkpoint)
 
 
 def set_up_overfit_check(train_dataset: Dataset, num_pairs: int, training_args: CyCLIPTrainingArguments) -> Dataset:

@@ -1,0 +1,104 @@
+"""Ends a training that is told to stop with a checkpoint: a cluster that wants its machine back, Ctrl-C, a launcher that died."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from .distributed import training_process_group
+
+
+logger = logging.get_logger(__name__)
+
+# What schedulers send some time before they kill: most of them SIGTERM, SLURM's `--signal` any, by custom SIGUSR1.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# That of a process that SIGTERM ended, which schedulers and shells know.
+EXIT_STATUS = 143
+# A checkpoint that is not written so long after the launcher died will not be written: the other processes are gone, too.
+GRACE_SECONDS = 60
+
+
+class PreemptionCallback(TrainerCallback):
+    r"""
+    Within `with callback:`, SIGTERM and SIGUSR1 lead to a checkpoint after the step that runs, whatever `save_strategy` and
+    `save_only_model` say, and then to a `SystemExit` of status 143: nothing that a script does after its training is done.
+    The signal may reach any one of several processes. An evaluation that is due at that step is left out.
+
+    A Ctrl-C that Python could not raise, as in the midst of a fork, is raised after the step.
+    """
+
+    def __init__(self):
+        self.is_requested = self.is_interrupted = self.stops = False
+        self._handlers: dict[signal.Signals, object] = {}
+        self._group: dist.ProcessGroup | None = None
+
+    def __enter__(self) -> "PreemptionCallback":
+        # Only the main thread may set handlers. A training in another one is stopped by whoever started it.
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._request) for number in SIGNALS}
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        # Data workers inherit the handler and ignore the signal: without them the step could not end.
+        self.is_requested = True
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.is_interrupted = True
+        signal.default_int_handler(number, frame)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # By gloo, the processes agree on the CPUs: no GPU waits, and nothing waits for a GPU.
+        self._group = dist.new_group(backend="gloo") if training_process_group() is not None else None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self._group is not None:
+            self._requests = torch.tensor([self.is_requested], dtype=torch.int32)
+            self._agreement = dist.all_reduce(self._requests, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.is_interrupted:
+            raise KeyboardInterrupt
+        self.stops = self.is_requested
+        if self._group is not None:
+            self._agreement.wait()
+            self.stops = bool(self._requests)
+        if self.stops:
+            control.should_save, control.should_evaluate, args.save_only_model = True, False, False
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.stops:
+            if state.is_world_process_zero:
+                logger.warning(
+                    f"The training was told to stop and ends after step {state.global_step} with a checkpoint."
+                )
+            raise SystemExit(EXIT_STATUS)
+
+
+def end_with_launcher() -> None:
+    """
+    Asks this process to stop, as by SIGTERM, when torchrun or `accelerate launch` dies that started it as one of several.
+    Does nothing in a process that was started otherwise: it may outlive its shell.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os._exit(EXIT_STATUS)
