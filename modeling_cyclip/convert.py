@@ -3,7 +3,8 @@
 import gzip
 import json
 import logging
-import pickle
+import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -23,6 +24,17 @@ logger = logging.getLogger(__name__)
 # CLIP's vocabulary on the Hub, which OpenCLIP and the official code share, and its size.
 CLIP_VOCABULARY, CLIP_VOCABULARY_SIZE = "openai/clip-vit-base-patch32", 49408
 
+# Settings of OpenCLIP that change what a model computes, but none of its shapes, and their values in CLIP.
+OPENCLIP_SETTINGS = (
+    ("text_cfg", "pool_type", ("argmax", "eos")),
+    ("text_cfg", "no_causal_mask", (False,)),
+    ("text_cfg", "norm_kwargs", ({}, None)),
+    ("text_cfg", "act_kwargs", ({}, None)),
+    ("vision_cfg", "pool_type", ("tok",)),
+    ("vision_cfg", "norm_kwargs", ({}, None)),
+    ("vision_cfg", "act_kwargs", ({}, None)),
+)
+
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
@@ -30,35 +42,47 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     the prefix of DistributedDataParallel. Raises a `ValueError` for a file that holds anything else.
     """
     path = Path(path)
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty.")
     if path.suffix == ".safetensors":
         try:
             state_dict = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+            raise ValueError(f"{path} is cut off, or no safetensors file: {error}") from error
     else:
         try:
-            state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            hint = ""
-            if "TorchScript" in str(error):
-                hint = (
-                    "\nOpenAI distributes programs of this kind. Where you trust yours, write out its weights alone: "
-                    f"torch.save(torch.jit.load({str(path)!r}, map_location='cpu').state_dict(), 'weights.pt')"
-                )
-            raise ValueError(
-                f"{path} is refused, since it cannot be read as weights alone (weights_only=True): {error}{hint}"
-            ) from error
+            with warnings.catch_warnings(action="ignore"):  # the refusal says it all
+                state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # what is no pickle at all fails in any way
+            raise ValueError(f"{path} is refused: {_why_refused(error, path)}") from error
         if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
             state_dict = state_dict["state_dict"]
 
     if not isinstance(state_dict, dict) or not state_dict:
         raise ValueError(f"{path} holds no state dict but a {type(state_dict).__name__}.")
-    strangers = [str(key) for key, value in state_dict.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise ValueError(f"{path} holds no state dict: these are not tensors: {', '.join(strangers)}.")
+    for key, value in state_dict.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{path} holds no state dict: its keys are not names, but such as {key!r}.")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path} holds no state dict: `{key}` is no tensor but a {type(value).__name__}.")
     while all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     return dict(state_dict)
+
+
+def _why_refused(error: Exception, path: Path) -> str:
+    """One line on what `torch.load` found. Its own are a page of advice."""
+    if "TorchScript" in str(error):
+        return (
+            "it is a program (TorchScript), such as OpenAI distributes. Where you trust it, write out its weights alone: "
+            f"torch.save(torch.jit.load({str(path)!r}, map_location='cpu').state_dict(), 'weights.pt')"
+        )
+    if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it holds more than weights, {needed[1]}, which is not run (weights_only=True). Where you have made it, save "
+            "its state dict alone."
+        )
+    return "it is cut off, or no file of weights."
 
 
 def load_tokenizer(source: str | Path, vocab_size: int, context_length: int) -> CLIPTokenizer:
@@ -126,7 +150,11 @@ def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder.")
     settings, normalisation = _openclip_settings(source.parent / "open_clip_config.json")
-    model = model_from_state_dict(read_state_dict(source), **{**settings, **kwargs})
+    state_dict = read_state_dict(source)
+    try:
+        model = model_from_state_dict(state_dict, **{**settings, **kwargs})
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
     text, size = model.config.text_config, model.config.vision_config.image_size
     tokenizer = None
@@ -161,12 +189,18 @@ def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | 
 
 
 def _openclip_settings(path: Path) -> tuple[dict, dict]:
-    """Arguments for [`infer_config`] and for the image processor, from OpenCLIP's configuration."""
+    """
+    Arguments for [`infer_config`] and for the image processor, from OpenCLIP's configuration. Raises a `ValueError` if it
+    asks for what CLIP has not and weights do not tell.
+    """
     if not path.is_file():
         return {}, {}
     content = json.loads(path.read_text(encoding="utf-8"))
     model, images = content.get("model_cfg", {}), content.get("preprocess_cfg", {})
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    for tower, name, known in OPENCLIP_SETTINGS:
+        if (value := model.get(tower, {}).get(name, known[0])) not in known:
+            raise ValueError(f"These weights are of no CLIP: in {path}, {tower}.{name} is {value!r}.")
     settings = {"hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu"}
     if "head_width" in vision:
         width = vision["width"] * (32 if isinstance(vision.get("layers"), list) else 1)
@@ -198,7 +232,10 @@ def export_checkpoint(source: str | Path, target: str | Path) -> CyCLIPModel:
         raise FileExistsError(f"{target} exists.")
     try:
         model = CyCLIPModel.from_pretrained(source)
-    except OSError as error:
-        raise OSError(f"{source} is neither a file nor a checkpoint, in a folder or on the Hub: {error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        if Path(source).is_dir():
+            raise OSError(f"The folder {source} holds no checkpoint, or one that is cut off: {reason}") from error
+        raise OSError(f"{source} is neither a file nor a folder, and no checkpoint on the Hub: {reason}") from error
     (save_file if target.suffix == ".safetensors" else torch.save)(model_to_state_dict(model), target)
     return model

@@ -140,7 +140,8 @@ def model_from_state_dict(state_dict: dict[str, Tensor], **kwargs) -> CyCLIPMode
     OpenAI's do, the model is in float32, which holds them all. Raises a `ValueError` that lists keys that are unknown or
     missing and shapes that do not fit.
     """
-    state_dict = {key: value for key, value in state_dict.items() if key not in _METADATA}
+    # OpenCLIP's models with a text tower of their own (CustomTextCLIP) put its name first.
+    state_dict = {key.removeprefix("text."): value for key, value in state_dict.items() if key not in _METADATA}
     config = infer_config(state_dict, **kwargs)
     model = (CyCLIPResNetModel if isinstance(config, CyCLIPResNetConfig) else CyCLIPModel)(config).eval()
     own = model.state_dict()

@@ -3,7 +3,11 @@
 import gzip
 import json
 import os
+import pickle
+import re
 import tomllib
+import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -104,6 +108,35 @@ def test_there_and_back(model, tmp_path):
             assert_same(read_state_dict(folder / target), weights)
 
 
+def test_openclip_models_with_a_text_tower_of_their_own(model, tmp_path):
+    # OpenCLIP's CustomTextCLIP, as its convert_to_custom_text_state_dict names them.
+    tower = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
+    weights = {
+        f"text.{key}" if key.startswith(tower) else key: value for key, value in model_to_state_dict(model).items()
+    }
+    assert {"text.text_projection", "text.transformer.resblocks.1.ln_2.bias", "logit_scale"} < weights.keys()
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    converted = import_checkpoint(tmp_path / "open_clip_model.safetensors", tmp_path / "folder", vocabulary="none")
+    assert_same(converted.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("tower", "setting", "message"),
+    [
+        ("text_cfg", {"pool_type": "last"}, "text_cfg.pool_type is 'last'"),
+        ("text_cfg", {"no_causal_mask": True}, "text_cfg.no_causal_mask is True"),
+        ("vision_cfg", {"pool_type": "avg"}, "vision_cfg.pool_type is 'avg'"),
+        ("vision_cfg", {"norm_kwargs": {"eps": 1e-6}}, "vision_cfg.norm_kwargs is "),
+    ],
+)
+def test_openclip_settings_that_weights_do_not_tell_are_refused(tower, setting, message, model, tmp_path):
+    save_file(model_to_state_dict(model), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {tower: setting}}))
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(tmp_path / "open_clip_model.safetensors", tmp_path / "folder", vocabulary="none")
+    assert not (tmp_path / "folder").exists()
+
+
 def test_vit_folder_is_a_clip_checkpoint(model, tmp_path):
     if isinstance(model, CyCLIPResNetModel):
         pytest.skip("a ResNet tower is no CLIPModel")
@@ -191,7 +224,7 @@ def test_pickle_with_anything_else_is_refused(model, tmp_path):
     poison = Poison()
     poison.path = tmp_path / "was_run"
     torch.save({"state_dict": model_to_state_dict(model), "name": poison}, tmp_path / "poisoned.pt")
-    with pytest.raises(ValueError, match=r"poisoned\.pt is refused.*weights_only(.|\n)*system"):
+    with pytest.raises(ValueError, match=r"poisoned\.pt is refused.*system.*weights_only"):
         import_checkpoint(tmp_path / "poisoned.pt", tmp_path / "folder")
     assert not poison.path.exists() and not (tmp_path / "folder").exists()
 
@@ -307,6 +340,65 @@ def test_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         main(arguments)
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def write_checkpoint_cut_off(folder):
+    CyCLIPConfig().save_pretrained(folder)
+    save_file({"logit_scale": torch.ones(1000)}, folder / "model.safetensors")
+    cut(folder / "model.safetensors", 500)
+
+
+LEGACY = {"_use_new_zipfile_serialization": False}
+NO_SOURCES = {
+    "keys.pt": (
+        lambda path: torch.save({1: torch.ones(2)}, path),
+        "no state dict: its keys are not names, but such as 1",
+    ),
+    "epoch.pt": (lambda path: torch.save({"state_dict": {1: torch.ones(2)}}, path), "its keys are not names"),
+    "half.pt": (lambda path: torch.save({"a": torch.ones(999)}, path) or cut(path, 2000), "cut off"),
+    "start.pt": (lambda path: torch.save({"a": torch.ones(999)}, path) or cut(path, 60), "cut off"),
+    "old_half.pt": (lambda path: torch.save({"a": torch.ones(999)}, path, **LEGACY) or cut(path, 2000), "cut off"),
+    "old_start.pt": (lambda path: torch.save({"a": torch.ones(999)}, path, **LEGACY) or cut(path, 30), "cut off"),
+    "half.safetensors": (lambda path: save_file({"a": torch.ones(999)}, path) or cut(path, 2000), "safetensors"),
+    "empty.pt": (Path.touch, "is empty"),
+    "empty.safetensors": (Path.touch, "is empty"),
+    "empty": (Path.touch, "is empty"),
+    "notes.txt": (lambda path: path.write_text("hello world"), "no file of weights"),
+    "page.pt": (lambda path: path.write_text("<!DOCTYPE html>"), "no file of weights"),
+    "list.json": (lambda path: path.write_text('{"weights": 1}'), "no file of weights"),
+    "picture.bin": (lambda path: Image.new("RGB", (9, 9)).save(path, format="png"), "no file of weights"),
+    "pickle.pt": (lambda path: path.write_bytes(pickle.dumps({"a": [1]})), "no file of weights"),
+    "archive.pt": (lambda path: zipfile.ZipFile(path, "w").writestr("a", "b"), "no file of weights"),
+    "arguments.pt": (
+        lambda path: torch.save({"args": Namespace(lr=1)}, path),
+        "more than weights, argparse.Namespace",
+    ),
+    "program.pt": (lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path), "TorchScript"),
+    "other.pt": (lambda path: torch.save({"fc.weight": torch.ones(2, 2)}, path), "no weights of CLIP"),
+    "folder": (Path.mkdir, "no checkpoint"),
+    "folder.pt": (Path.mkdir, "no checkpoint"),
+    "cut_off": (write_checkpoint_cut_off, "no checkpoint.*incomplete"),
+    "absent": (lambda path: None, "is neither a file nor a folder, and no checkpoint on the Hub"),
+    "absent.pt": (lambda path: None, "There is no file"),
+}
+
+
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning:torch.jit")
+@pytest.mark.parametrize("name", NO_SOURCES)
+def test_command_names_a_source_that_is_none_in_one_line(name, tmp_path, monkeypatch):
+    write, message = NO_SOURCES[name]
+    monkeypatch.chdir(tmp_path)
+    write(Path(name))
+    with pytest.raises(SystemExit) as ended:
+        main([name, "target"])
+    # Python prints such a code and ends with status 1.
+    assert ended.value.code.startswith("error: ") and name in ended.value.code
+    assert re.search(message, ended.value.code) and "\n" not in ended.value.code and len(ended.value.code) < 500
+    assert not Path("target").exists()
 
 
 def test_command_is_a_console_script():
