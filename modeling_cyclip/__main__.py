@@ -1,8 +1,12 @@
 """`cyclip`, or `python -m modeling_cyclip`: runs every program of the package, and imports a program only to run it."""
 
+import contextlib
+import signal
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 
 
 HELP = """usage: cyclip COMMAND [--ARGUMENT VALUE ...]        (what a command takes: cyclip COMMAND --help)
@@ -57,8 +61,13 @@ def split_launch_options(arguments: list[str]) -> tuple[dict[str, str], list[str
 
 
 def launch(command: str, options: dict[str, str], arguments: list[str]) -> int:
-    """Starts the program in several processes with the given options of `accelerate launch`."""
+    """
+    Starts the program in several processes with the given options of `accelerate launch`. Returns the exit status of the
+    process that failed first: 143 if they were told to stop.
+    """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from modeling_cyclip.package_files import find_file
 
@@ -70,8 +79,32 @@ def launch(command: str, options: dict[str, str], arguments: list[str]) -> int:
             return 2
     told = [part for name, value in options.items() for part in (f"--{name}", value)]
     program = ["-m", f"modeling_cyclip.commands.{command}"]
-    launch_command(launch_command_parser().parse_args([*told, *program, *arguments]))
-    return 0
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), send_to_children)
+    try:
+        launch_command(launch_command_parser().parse_args([*told, *program, *arguments]))
+    except SignalException as error:
+        status = 128 + error.sigval
+    except ChildFailedError as error:
+        # The launcher ends the others by SIGTERM, so the one that it counts first tells most.
+        status = error.get_first_failure()[1].exitcode
+    except subprocess.CalledProcessError as error:
+        status = error.returncode
+    else:
+        return 0
+    status = 128 - status if status < 0 else status
+    print(f"cyclip {command}: its processes ended with status {status}", file=sys.stderr)
+    return status
+
+
+def send_to_children(number: int, frame: FrameType | None) -> None:
+    """Sends a signal on, since launchers die of one and leave the processes that they have started alone."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            child.send_signal(number)
 
 
 if __name__ == "__main__":

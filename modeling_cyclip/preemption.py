@@ -20,6 +20,8 @@ logger = logging.get_logger(__name__)
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 # That of a process that SIGTERM ended, which schedulers and shells know.
 EXIT_STATUS = 143
+# Both torchrun and `accelerate launch` set one of these for the processes that they start.
+SET_BY_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 # A checkpoint that is not written so long after the launcher died will not be written: the other processes are gone, too.
 GRACE_SECONDS = 60
 
@@ -89,10 +91,10 @@ class PreemptionCallback(TrainerCallback):
 
 def end_with_launcher() -> None:
     """
-    Asks this process to stop, as by SIGTERM, when torchrun or `accelerate launch` dies that started it as one of several.
-    Does nothing in a process that was started otherwise: it may outlive its shell.
+    Asks this process to stop, as by SIGTERM, when torchrun or `accelerate launch` dies that started it. Does nothing in a
+    process that was started otherwise: it may outlive its shell.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if any(name in os.environ for name in SET_BY_LAUNCHERS):
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 

@@ -66,6 +66,7 @@ def test_launch_options_are_told_apart_from_the_program_s():
 def test_launch_options_start_accelerate_s_launcher(monkeypatch):
     started = []
     monkeypatch.setattr("accelerate.commands.launch.launch_command", started.append)
+    monkeypatch.setattr("signal.signal", lambda *handler: None)  # the handlers would stay with the tests
     assert main(["train", "--accelerate_config", "one_node", "--num_processes", "4", "--config", "eight_gpus"]) == 0
     (told,) = started
     assert Path(told.config_file).name == "one_node.yaml" and told.num_processes == 4

@@ -1,5 +1,6 @@
 """run_cyclip.py, struck by a fault: `python faulty_run.py FAULT ARGUMENTS`."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -28,6 +29,21 @@ def kill_at_call(number: int, owner: object, name: str, last_act: Callable | Non
     setattr(owner, name, struck)
 
 
+def signal_at_call(number: int, name: signal.Signals, rank: str, swallowed: type[BaseException] | tuple = ()) -> None:
+    """Sends the signal to the process of a rank in its `number`-th forward pass, and swallows what it raises there."""
+    forward, calls = CyCLIPModel.get_text_features, 0
+
+    def struck(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == number and os.environ.get("RANK", rank) == rank:
+            with contextlib.suppress(swallowed):
+                os.kill(os.getpid(), name)
+        return forward(*args, **kwargs)
+
+    CyCLIPModel.get_text_features = struck
+
+
 def write_half(save_file: Callable, tensors: dict, path: str, **kwargs) -> None:
     save_file(tensors, path, **kwargs)
     os.truncate(path, os.path.getsize(path) // 2)
@@ -48,6 +64,8 @@ FAULTS = {
     "killed in the 4th forward pass": lambda: kill_at_call(4, CyCLIPModel, "get_text_features"),
     "killed in the model's file": lambda: kill_at_call(1, transformers.modeling_utils, "safe_save_file", write_half),
     "killed before the optimizer's file": lambda: kill_at_call(1, CyCLIPTrainer, "_save_optimizer_and_scheduler"),
+    "told to stop in the 4th forward pass": lambda: signal_at_call(4, signal.SIGTERM, rank="1"),
+    "Ctrl-C swallowed in the 3rd forward pass": lambda: signal_at_call(3, signal.SIGINT, "0", KeyboardInterrupt),
     # The method is called in the data workers alone.
     "data worker killed": lambda: kill_at_call(2, CaptionedSamples, "__getitems__"),
 }
