@@ -36,6 +36,9 @@ def add_lora(model: CyCLIPModel, args: ModelArguments) -> None:
         base_model_name_or_path=args.model_name_or_path,
     )
     inject_adapter_in_model(config, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # peft gives adapters the precision of the weights beside them
     names = lora_layers(model)
     for tower in args.lora_towers:
         if not any(name.startswith(f"{tower}_model.") for name in names):
