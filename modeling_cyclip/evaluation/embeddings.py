@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor, CLIPModel, ProcessorMixin
+from transformers import AutoProcessor, CLIPModel, ProcessorMixin
 
 from ..data.images import BrokenImageError, load_image
 from ..data.tokenizer import context_length, tokenize
+from ..modeling_cyclip import CyCLIPModel
 from .arguments import EvaluationArguments
 from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet
 
@@ -114,22 +115,14 @@ def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tupl
         `tuple(CLIPModel, ProcessorMixin)`: the model in evaluation mode, and its processor.
 
     Raises:
-        `ValueError`: nothing that can be opened, or a checkpoint that is not a CLIP model.
+        `ValueError`: nothing that can be opened, a checkpoint that is not a CLIP model, or one that lacks weights.
     """
     if dtype not in DTYPES:
         raise ValueError(f"The precision is one of {', '.join(DTYPES)}, got {dtype}.")
     try:
-        model, loading = AutoModel.from_pretrained(name_or_path, dtype=DTYPES[dtype], output_loading_info=True)
-    except (OSError, ValueError) as error:
+        model = CyCLIPModel.from_pretrained(name_or_path, dtype=DTYPES[dtype])
+    except OSError as error:
         raise ValueError(f"{name_or_path} is not a checkpoint that transformers can open: {error}") from error
-    if not isinstance(model, CLIPModel):
-        raise ValueError(
-            f"{name_or_path} is a {type(model).__name__}, not a CLIP model with an image and a text tower."
-        )
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(
-            f"{name_or_path} lacks weights of a CLIP model, which would be random: {missing[0]} and {len(missing) - 1} others."
-        )
     try:
         processor = AutoProcessor.from_pretrained(name_or_path)
         if not isinstance(processor, ProcessorMixin):
