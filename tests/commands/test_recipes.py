@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
@@ -21,10 +22,13 @@ LAUNCHES = {path.stem: path for path in sorted((TRAINING / "accelerate").glob("*
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_parse(name):
-    model_args, _, training_args = parse_arguments(["--config", str(RECIPES[name]), "--use_cpu"])
+def test_recipes_are_for_machines_without_a_gpu_too(name, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    model_args, _, training_args = parse_arguments(["--config", str(RECIPES[name])])
     assert model_args.model_size in (*MODEL_SIZES, RESNET_SIZE, None)
     assert training_args.output_dir.startswith("outputs/")
+    assert training_args.device.type == "cpu"
+    assert training_args.bf16 == yaml.safe_load(RECIPES[name].read_text()).get("bf16", False)
 
 
 @pytest.mark.parametrize("name", COMPARISONS)

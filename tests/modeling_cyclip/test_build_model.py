@@ -2,10 +2,23 @@
 
 import pytest
 import torch
-from transformers import BertConfig, CLIPConfig, CLIPModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    ViTConfig,
+)
 
 from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel
 from modeling_cyclip.build_model import MODEL_SIZES, ModelArguments, build_model_and_processor
+from modeling_cyclip.commands import train
+from modeling_cyclip.evaluation.embeddings import load_checkpoint
+from tests.conftest import coloured_image
 
 
 CAPTIONS = ["a red square", "a blue circle on white"] * 3
@@ -113,3 +126,109 @@ def test_what_is_no_clip_is_refused(tmp_path):
         build(config_name=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="nowhere, which is no folder here, cannot be opened as a CLIP checkpoint"):
         build(model_name_or_path=str(tmp_path / "nowhere"))
+
+
+@pytest.fixture
+def checkpoint(model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+OPENERS = {
+    "from_pretrained": CyCLIPModel.from_pretrained,
+    "train": lambda folder: build(model_name_or_path=str(folder)),
+    "evaluate": lambda folder: load_checkpoint(str(folder), "fp32", torch.device("cpu")),
+}
+each_opener = pytest.mark.parametrize("opened_by", OPENERS.values(), ids=OPENERS)
+
+
+@each_opener
+@pytest.mark.parametrize(
+    "model_type",
+    ["siglip", "chinese_clip", "altclip", "metaclip_2", "clipseg", "clip_vision_model", "clip_text_model", "bert"],
+)
+def test_other_kinds_of_checkpoints_are_refused_by_name(opened_by, model_type, checkpoint):
+    AutoConfig.for_model(model_type).save_pretrained(checkpoint)
+    with pytest.raises(
+        ValueError, match=f"of type {model_type}, which CyCLIPModel does not open.*cyclic_regularisers"
+    ):
+        opened_by(checkpoint)
+
+
+@each_opener
+def test_two_encoders_of_other_kinds_do_not_become_a_random_clip(opened_by, processor, tmp_path):
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    configs = ViTConfig(**tower, image_size=16, patch_size=8), BertConfig(**tower, vocab_size=50)
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(*configs)
+    VisionTextDualEncoderModel(config).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="of type vision-text-dual-encoder, which CyCLIPModel does not open"):
+        opened_by(tmp_path)
+
+
+def test_the_command_refuses_in_one_line(checkpoint, tmp_path):
+    AutoConfig.for_model("siglip").save_pretrained(checkpoint)
+    for colour in ("red", "blue"):
+        coloured_image(colour).save(tmp_path / f"{colour}.png")
+    (tmp_path / "pairs.csv").write_text("image,caption\nred.png,red\nblue.png,blue\n")
+    arguments = ["--model_name_or_path", checkpoint, "--train_file", tmp_path / "pairs.csv", "--output_dir", tmp_path]
+    with pytest.raises(SystemExit, match=r"^error: \S+ is a checkpoint of type siglip, [^\n]*$"):
+        train.run([*map(str, arguments), "--log_level", "warning"])
+
+
+@each_opener
+def test_missing_weights_are_refused(opened_by, checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["logit_scale"], weights["visual_projection.weight"]
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ValueError, match="lacks weights of a CLIP model, which would be random: logit_scale and 1 other"
+    ):
+        opened_by(checkpoint)
+
+
+@each_opener
+def test_a_classifier_over_clips_vision_tower_is_refused(opened_by, config, processor, tmp_path):
+    CLIPForImageClassification(CLIPConfig(**config.to_dict())).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="lacks weights of a CLIP model"):
+        opened_by(tmp_path)
+
+
+@each_opener
+def test_weights_of_other_shapes_are_refused(opened_by, checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["text_projection.weight"] = torch.zeros(12, 15)
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"text_projection\.weight is \(12, 15\), not \(12, 16\), and 0 others"):
+        opened_by(checkpoint)
+
+
+@each_opener
+def test_weights_that_no_clip_has_are_passed_over(opened_by, checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    # As transformers saved it before version 4.31.
+    weights["text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    save_file({**weights, "head.weight": torch.zeros(2)}, checkpoint / "model.safetensors", {"format": "pt"})
+    opened_by(checkpoint)
+
+
+def test_a_saved_configuration_does_not_set_the_precision_of_new_weights(checkpoint, model):
+    model.to(torch.bfloat16).save_pretrained(checkpoint)
+    CyCLIPModel.from_pretrained(checkpoint).save_pretrained(checkpoint)
+    built, _ = build(config_name=str(checkpoint))
+    assert {parameter.dtype for parameter in built.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model_size": "nano", "save_dtype": "fp16"}, "float32, float16, bfloat16, auto, got fp16"),
+        ({"model_size": "nano", "save_dtype": "auto"}, "give it with --model_name_or_path"),
+        ({"model_name_or_path": "x", "lora_rank": 2, "save_dtype": "float16"}, "needs --merge_lora"),
+    ],
+)
+def test_precisions_that_cannot_be_saved_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelArguments(**options)

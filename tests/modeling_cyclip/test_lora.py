@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPModel
 
 from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel, CyCLIPTrainingArguments, build_model
 from modeling_cyclip.build_model import ModelArguments, build_model_and_processor
+from modeling_cyclip.commands.train import convert_weights
 from modeling_cyclip.evaluation.embeddings import load_checkpoint
-from modeling_cyclip.lora import LoraTrainer
+from modeling_cyclip.lora import LoraTrainer, add_lora
 from tests.conftest import COLOURS, coloured_image
 
 
@@ -124,6 +126,51 @@ def test_merged_weights_are_a_clip_checkpoint_with_the_adapters_outputs(make_tra
     assert not (info["missing_keys"] or info["unexpected_keys"])
     torch.testing.assert_close(embeds(plain, processor), expected, atol=1e-6, rtol=0)
     assert torch.isfinite(torch.tensor(trainer.evaluate()["eval_loss"]))
+
+
+def test_frozen_towers_may_be_in_half_precision(base, processor, pairs, tmp_path):
+    model = CyCLIPModel.from_pretrained(base, dtype=torch.bfloat16)
+    add_lora(model, ModelArguments(model_name_or_path=str(base), lora_rank=2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    arguments = CyCLIPTrainingArguments(
+        str(tmp_path / "out"), use_cpu=True, per_device_train_batch_size=8, max_steps=2, save_strategy="no"
+    )
+    trainer = LoraTrainer(model, arguments, train_dataset=pairs, processing_class=processor)
+    trainer.train()
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
+        assert torch.equal(tensor, before[name]) == ("lora_" not in name), name
+
+
+def test_merged_weights_are_saved_in_the_precision_asked_for(make_trainer, processor, tmp_path):
+    trainer = make_trainer({"merge_lora": True, "save_dtype": "float16"})
+    trainer.train()
+    trainer.merge()
+    expected = embeds(trainer.model, processor)
+    convert_weights(trainer.model, "float16")
+    trainer.save_model()
+    reopened = CyCLIPModel.from_pretrained(tmp_path / "out")
+    assert reopened.dtype == torch.float16
+    torch.testing.assert_close(embeds(reopened.float(), processor), expected, atol=5e-3, rtol=0)
+
+
+def test_an_adapter_does_not_hide_what_its_checkpoint_lacks(make_trainer, base, tmp_path):
+    make_trainer().save_model()
+    weights = load_file(base / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    for opened_by in (CyCLIPModel.from_pretrained, lambda out: load_checkpoint(str(out), "fp32", torch.device("cpu"))):
+        with pytest.raises(ValueError, match=r"lacks weights .*: text_projection\.weight and 0 others"):
+            opened_by(tmp_path / "out")
+
+
+def test_an_adapter_must_be_whole(make_trainer, tmp_path):
+    make_trainer().save_model()
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, tmp_path / "out" / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"out lacks weights .*lora_A.* and 0 others"):
+        CyCLIPModel.from_pretrained(tmp_path / "out")
 
 
 def test_resumed_is_the_same_training(make_trainer, tmp_path):

@@ -168,6 +168,30 @@ def test_configuration_of_clip_is_taken_with_the_papers_weights(model, inputs, t
     assert torch.equal(reopened.train()(**inputs, return_loss=True).loss, expected)
 
 
+def test_other_shapes_are_drawn_only_if_asked_for(model, config, tmp_path):
+    model.save_pretrained(tmp_path)
+    config.projection_dim = 10
+    with pytest.raises(ValueError, match=r"text_projection\.weight is \(12, 16\), not \(10, 16\), and 1 others"):
+        CyCLIPModel.from_pretrained(tmp_path, config=config)
+    opened, info = CyCLIPModel.from_pretrained(
+        tmp_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert opened.text_projection.weight.shape == (10, 16) and len(info["mismatched_keys"]) == 2
+    assert torch.equal(opened.logit_scale, model.logit_scale)
+    config.text_config.num_hidden_layers = 3
+    with pytest.raises(ValueError, match=r"text_model\.encoder\.layers\.2"):
+        CyCLIPModel.from_pretrained(tmp_path, config=config, ignore_mismatched_sizes=True)
+
+
+def test_a_state_dict_must_be_whole(model, config):
+    weights = model.state_dict()
+    opened = CyCLIPModel.from_pretrained(None, config=config, state_dict=weights)
+    assert torch.equal(opened.text_projection.weight, model.text_projection.weight)
+    del weights["logit_scale"]
+    with pytest.raises(ValueError, match="The state dict lacks weights of a CLIP model"):
+        CyCLIPModel.from_pretrained(None, config=config, state_dict=weights)
+
+
 # Run where `modeling_cyclip` cannot be imported, as on a machine that has plain transformers only.
 PLAIN_TRANSFORMERS = """
 import sys

@@ -299,6 +299,17 @@ def test_from_pretrained_opens_either_kind(checkpoint, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     with pytest.raises(OSError, match="nowhere"):
         CyCLIPModel.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="of type clip, which CyCLIPResNetModel does not open"):
+        CyCLIPResNetModel.from_pretrained(tmp_path)
+
+
+def test_missing_weights_are_refused_however_it_is_opened(checkpoint, tmp_path):
+    model, weights = tiny_model(), tiny_model().state_dict()
+    del weights["vision_model.bn1.running_var"]
+    model.save_pretrained(tmp_path, state_dict=weights)
+    for opener in (CyCLIPModel, CyCLIPResNetModel, AutoModel):
+        with pytest.raises(ValueError, match=r"lacks weights of a CLIP model.*bn1\.running_var and 0 others"):
+            opener.from_pretrained(tmp_path)
 
 
 def test_checkpoint_says_where_its_code_is(checkpoint):
