@@ -53,7 +53,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         try:
             with warnings.catch_warnings(action="ignore"):  # the refusal says it all
                 state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # what is no pickle at all fails in any way
+        except OSError:
+            raise  # the file cannot be read at all, and this says why
+        except Exception as error:  # what is no pickle fails in any way
             raise ValueError(f"{path} is refused: {_why_refused(error, path)}") from error
         if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
             state_dict = state_dict["state_dict"]
@@ -82,7 +84,9 @@ def _why_refused(error: Exception, path: Path) -> str:
             f"it holds more than weights, {needed[1]}, which is not run (weights_only=True). Where you have made it, save "
             "its state dict alone."
         )
-    return "it is cut off, or no file of weights."
+    # The pickle machine's errors, such as "unsupported operand 60", say nothing more.
+    reason = ": " + str(error).partition("\n")[0] if isinstance(error, RuntimeError) else "."
+    return f"it is cut off, or no file of weights{reason}"
 
 
 def load_tokenizer(source: str | Path, vocab_size: int, context_length: int) -> CLIPTokenizer:
