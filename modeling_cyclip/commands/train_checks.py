@@ -122,7 +122,7 @@ def set_up_overfit_check(train_dataset: Dataset, num_pairs: int, training_args: 
     training_args.warmup_steps = min(training_args.warmup_steps, training_args.max_steps // 10)
     training_args.logging_steps = max(1, training_args.max_steps // 20)
     training_args.eval_strategy = training_args.save_strategy = "no"
-    training_args.load_best_model_at_end = training_args.push_to_hub = False
+    training_args.load_best_model_at_end = training_args.push_to_hub = training_args.checkpoint_on_signal = False
     return pairs
 
 
