@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from modeling_cyclip import CyCLIPModel, CyCLIPTrainer, CyCLIPTrainingArguments
 from modeling_cyclip.data import shards
+from modeling_cyclip.data.augment import SecondView
 from modeling_cyclip.data.captions import DataArguments, iterate_captions, load_captioned_datasets
 from modeling_cyclip.data.images import load_image
 from modeling_cyclip.data.sampler import EpochSampler
@@ -364,6 +365,20 @@ def test_any_number_of_workers_gives_the_same_batches(make_trainer):
         for expected, actual in zip(one, other, strict=True):
             assert actual[0] == expected[0]
             assert torch.equal(actual[1], expected[1]) and torch.equal(actual[2], expected[2])
+
+
+def test_what_a_training_gives_to_its_workers_can_be_pickled(make_trainer):
+    # As it is where processes start by spawn (macOS) or from a server (Python 3.14).
+    trainer = make_trainer(dataloader_num_workers=1)
+    trainer.augment = SecondView()
+    loader = trainer.get_train_dataloader()
+    parts = loader.dataset, loader.collate_fn, loader.worker_init_fn
+    batch, again = (
+        collate(samples.__getitems__([(0, 2), (0, 9)]))
+        for samples, collate, _ in (parts, pickle.loads(pickle.dumps(parts)))
+    )
+    assert torch.equal(again["augmented_pixel_values"], batch["augmented_pixel_values"])
+    assert again["sample_index"].tolist() == batch["sample_index"].tolist()
 
 
 def test_no_sample_comes_twice_where_shards_do_not_divide_by_the_processes(three_shards):
