@@ -83,7 +83,9 @@ def survivors(folder: Path, flush: bool) -> int:
         arguments = [*COMMON, "--eval_strategy", "no", "--train_file", str(write_pairs(folder))]
         arguments += ["--output_dir", str(mount / "out"), "--max_steps", str(CUTS), "--save_steps", "1"]
         arguments += ["--per_device_train_batch_size", "8"]
-        trainer = build_trainer(*parse_arguments([*arguments, "--save_total_limit", "1", "--report_to", "none"]))
+        trainer = build_trainer(
+            *parse_arguments([*arguments, "--save_total_limit", "1", "--report_to", "none"]), resume_from=None
+        )
         trainer.add_callback(cuts)
         with patch("os.fsync", os.fsync if flush else lambda descriptor: None):
             trainer.train()
