@@ -86,13 +86,13 @@ def main():
         size = {"size": {"shortest_edge": args.image_size}, "crop_size": args.image_size}
         processor = CLIPProcessor(CLIPImageProcessor(**size), tokenizer)
         collator = CyCLIPDataCollator(processor)
+        # As the Trainer puts them together.
+        options = {"min_image_size": collator.min_image_size, "process_image": collator.process_image}
+        shard = load_shards([f"{folder}/*.tar"])
         contenders = {
             "plain": (rows, PlainCollator(processor)),
-            "this library, files": (CaptionedSamples(rows, 0, collator.min_image_size), SampleCollator(collator)),
-            "this library, a shard": (
-                CaptionedSamples(load_shards([f"{folder}/*.tar"]), 0, collator.min_image_size),
-                SampleCollator(collator),
-            ),
+            "this library, files": (CaptionedSamples(rows, 0, **options), SampleCollator(collator)),
+            "this library, a shard": (CaptionedSamples(shard, 0, **options), SampleCollator(collator)),
         }
         options = {"batch_size": args.batch_size, "num_workers": args.num_workers}
         # Workers outlive an epoch, so that their start is not timed.
