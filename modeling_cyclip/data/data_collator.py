@@ -18,8 +18,8 @@ from .tokenizer import check_tokenizer, tokenize
 
 # torch's kernels for these are Pillow's filters, vectorised: they differ by rounding, at most one of 255 levels.
 INTERPOLATION = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
-# Pixels that are copied at a time: few enough for a processor's cache.
-BAND = 2**18
+# Pixels that are copied at a time.
+BAND = 2**20
 PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast")
 
 
@@ -141,13 +141,15 @@ def process_image(image_processor: BaseImageProcessor, image: Image.Image) -> Te
 
 def pixel_values(image_processor: BaseImageProcessor, processed: list[Tensor]) -> Tensor:
     """The batch `(batch, num_channels, height, width)` of images from `process_image`."""
-    pixels = torch.stack(processed)
     if not _is_usual(image_processor):
-        return pixels
+        return torch.stack(processed)
+    pixels = torch.empty(len(processed), *processed[0].shape)
+    for levels, target in zip(processed, pixels, strict=True):
+        target.copy_(levels)
     # Rescaling is part of the normalisation: x * scale by (mean, std) is x by (mean, std) / scale.
     statistics = image_processor.image_mean, image_processor.image_std
     mean, std = (torch.tensor(values)[:, None, None] / image_processor.rescale_factor for values in statistics)
-    return pixels.float().sub_(mean).div_(std)
+    return pixels.sub_(mean).div_(std)
 
 
 def _is_usual(image_processor: BaseImageProcessor) -> bool:
@@ -174,13 +176,15 @@ def _resized_crop(image: Image.Image, image_processor: BaseImageProcessor) -> Te
         pixels = F.interpolate(pixels[None], (height, width), mode=mode, antialias=True)[0]
     top, left = (height - crop["height"]) // 2, (width - crop["width"]) // 2
     # A view would keep the whole image.
-    return pixels[:, top : top + crop["height"], left : left + crop["width"]].contiguous()
+    return pixels[:, top : top + crop["height"], left : left + crop["width"]].clone()
 
 
 def _levels(image: Image.Image) -> np.ndarray:
-    """`np.array(image)`, which would make two copies of a large image on the way."""
-    levels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    """`np.array(image)`, which makes two more copies of the image on the way: a large one is copied in bands."""
     rows = max(1, BAND // image.width)
+    if image.height <= rows:
+        return np.array(image)
+    levels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
         levels[top:bottom] = image.crop((0, top, image.width, bottom))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
+from modeling_cyclip.data import data_collator
 from modeling_cyclip.data.data_collator import decoding_size, pixel_values, process_image
 from modeling_cyclip.data.images import BrokenImageError, load_image
 
@@ -205,6 +206,15 @@ def test_pixels_are_those_of_the_image_processor_to_one_level(size, resample):
         (_pixel_values(processor, images) - expected).abs() * torch.tensor(processor.image_std)[:, None, None] * 255
     )
     assert levels.max() <= 1.01 and levels.mean() < 0.05
+
+
+@pytest.mark.parametrize("size", [(97, 131), (131, 97), (5, 300), (300, 5)])
+def test_a_large_image_is_copied_in_bands(monkeypatch, size):
+    processor = CLIPImageProcessor(size={"shortest_edge": 4}, crop_size=4)
+    images = [photo(size)]
+    whole = _pixel_values(processor, images)
+    monkeypatch.setattr(data_collator, "BAND", 250)
+    assert torch.equal(_pixel_values(processor, images), whole)
 
 
 @pytest.mark.parametrize(
