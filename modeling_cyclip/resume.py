@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers.utils import logging
 
-from .checkpoints import check_checkpoint
 from .run_record import RUN_RECORD
 
 
@@ -24,8 +23,7 @@ WITHOUT_EFFECT = {
 
 
 def check_resumable(checkpoint: str | Path) -> None:
-    """Raises a `ValueError` for a checkpoint that is not whole, or that holds the weights alone."""
-    check_checkpoint(checkpoint)
+    """Raises a `ValueError` for a checkpoint that holds the weights alone."""
     if not any(Path(checkpoint).glob("optimizer*")):
         raise ValueError(
             f"{checkpoint} holds weights but no state of the optimizer (`save_only_model`): no training can go on from it. "

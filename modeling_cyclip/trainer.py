@@ -21,6 +21,7 @@ from transformers.utils import logging
 from .blockwise import in_batch_recall
 from .checkpoints import (
     CheckpointError,
+    check_checkpoint,
     flush,
     is_complete,
     last_complete_checkpoint,
@@ -196,6 +197,8 @@ class CyCLIPTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no complete checkpoint to go on from.")
+        elif resume_from_checkpoint:
+            check_checkpoint(resume_from_checkpoint)
         if resume_from_checkpoint:
             check_resumable(resume_from_checkpoint)
         if (name := first_not_finite(self.model)) is not None:

@@ -15,7 +15,7 @@ from transformers.trainer_utils import set_seed
 
 from ..arguments import parse_with_config
 from ..build_model import ModelArguments, build_model_and_processor
-from ..checkpoints import CheckpointError, last_complete_checkpoint
+from ..checkpoints import CheckpointError, check_checkpoint, last_complete_checkpoint
 from ..data.augment import SecondView
 from ..data.captions import DataArguments, iterate_captions, load_captioned_datasets
 from ..divergence import DivergenceError
@@ -70,6 +70,8 @@ def run(argv: list[str] | None = None) -> None:
         if resume_from is True:
             # Without a checkpoint the training begins anew, so that one command line serves the first start and the next.
             resume_from = last_complete_checkpoint(training_args.output_dir)
+        elif resume_from is not None:
+            check_checkpoint(resume_from)
         if resume_from is not None:
             check_resumable(resume_from)
         trainer = build_trainer(model_args, data_args, training_args, resume_from)

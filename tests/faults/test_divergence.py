@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments
 from modeling_cyclip.commands.train import main
 from modeling_cyclip.divergence import DivergenceError
 from tests.invariant.trajectory import SCRIPT, command, write_pairs
@@ -25,15 +24,12 @@ class Spoil(TrainerCallback):
 
 
 @pytest.fixture
-def train(model, processor, pairs, tmp_path):
-    def train(callbacks=(), **options):
-        options = {"max_steps": 4, "save_steps": 1, "logging_steps": 1, "report_to": "none", **options}
-        arguments = CyCLIPTrainingArguments(
-            str(tmp_path), per_device_train_batch_size=8, use_cpu=True, disable_tqdm=True, **options
-        )
-        CyCLIPTrainer(
-            model, arguments, train_dataset=pairs, processing_class=processor, callbacks=list(callbacks)
-        ).train()
+def train(make_trainer):
+    def train(callback=None, **options):
+        trainer = make_trainer(**{"max_steps": 4, "logging_steps": 1, **options})
+        if callback is not None:
+            trainer.add_callback(callback)
+        trainer.train()
 
     return train
 
@@ -52,13 +48,13 @@ def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(train, tmp_path
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_weights_that_are_not_finite_are_not_saved(train, tmp_path, value):
     with pytest.raises(DivergenceError, match=r"token_embedding\.weight .* after step 3: .*checkpoint-2"):
-        train([Spoil(3, value)])
+        train(Spoil(3, value))
     assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_without_checkpoints_the_end_of_the_training_looks_at_the_weights(train):
     with pytest.raises(DivergenceError, match=r"token_embedding\.weight .* There is no checkpoint"):
-        train([Spoil(4)], save_strategy="no")
+        train(Spoil(4), save_strategy="no")
 
 
 def test_a_model_that_is_not_finite_is_not_trained(train, model):

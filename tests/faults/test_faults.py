@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments
+from modeling_cyclip import CyCLIPTrainer
 from modeling_cyclip.checkpoints import last_complete_checkpoint, mark_incomplete
 from tests.invariant.trajectory import SCRIPT, command, environment, read_trajectory, write_pairs
 
@@ -65,16 +65,6 @@ def test_the_same_command_after_each_fault_ends_with_the_weights_of_the_uninterr
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-6"]
     expected, actual = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", out))
     assert all(actual[name].equal(tensor) for name, tensor in expected.items())
-
-
-@pytest.fixture
-def make_trainer(model, processor, pairs, tmp_path):
-    def make(**options):
-        options = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 8, "report_to": "none", **options}
-        arguments = CyCLIPTrainingArguments(str(tmp_path), **options, use_cpu=True, disable_tqdm=True)
-        return CyCLIPTrainer(model, arguments, train_dataset=pairs, processing_class=processor)
-
-    return make
 
 
 def test_checkpoints_that_were_cut_off_push_out_no_complete_one(make_trainer, tmp_path):
@@ -137,7 +127,7 @@ def test_rows_read_and_rows_named_as_broken_are_the_dataset(tmp_path):
     status, output, log = run(command(train_file, tmp_path / "out", 1, arguments), "none, rows read are printed")
 
     assert status == 0, log
-    assert len(read_trajectory(tmp_path / "out")) == 10
+    assert sum("loss" in log for log in read_trajectory(tmp_path / "out")) == 10
     named = re.findall(r"Row (\d+) of the training set is left out, its image cannot be read: (\S+)", log)
     assert sorted((int(row), name) for row, name in named) == [(row, f"{images[row]}:") for row in sorted(broken)]
     read = {int(row) for line in re.findall(r"^read (.*)$", output, re.MULTILINE) for row in line.split()}

@@ -5,19 +5,14 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments
 from modeling_cyclip.commands.train import main
 from tests.invariant.trajectory import SCRIPT, command, write_pairs
 
 
 @pytest.fixture
-def make_trainer(model, processor, pairs, tmp_path):
+def make_longer_trainer(make_trainer):
     def make(**options):
-        options = {"max_steps": 6, "save_steps": 3, "logging_steps": 2, "report_to": "none", **options}
-        arguments = CyCLIPTrainingArguments(
-            str(tmp_path), per_device_train_batch_size=8, use_cpu=True, disable_tqdm=True, **options
-        )
-        return CyCLIPTrainer(model, arguments, train_dataset=pairs, processing_class=processor)
+        return make_trainer(**{"max_steps": 6, "save_steps": 3, "logging_steps": 2, **options})
 
     return make
 
@@ -43,10 +38,10 @@ def test_a_table_that_has_grown_keeps_the_tokenizer_and_is_named(tmp_path, caplo
     assert "max_steps was 2 and is 4 (4 holds)" in message
 
 
-def test_other_arguments_are_named_with_what_holds(make_trainer, caplog):
-    make_trainer(learning_rate=1e-3, lr_scheduler_type="constant").train()
+def test_other_arguments_are_named_with_what_holds(make_longer_trainer, caplog):
+    make_longer_trainer(learning_rate=1e-3, lr_scheduler_type="constant").train()
     caplog.clear()
-    resumed = make_trainer(learning_rate=5e-3, lr_scheduler_type="constant", max_steps=8, weight_decay=0.5)
+    resumed = make_longer_trainer(learning_rate=5e-3, lr_scheduler_type="constant", max_steps=8, weight_decay=0.5)
     resumed.train(resume_from_checkpoint=True)
     (message,) = [record.getMessage() for record in caplog.records if "was another" in record.getMessage()]
     assert message.endswith(
@@ -57,28 +52,28 @@ def test_other_arguments_are_named_with_what_holds(make_trainer, caplog):
     assert {group["weight_decay"] for group in resumed.optimizer.param_groups} == {0.1, 0.0}
 
 
-def test_the_same_command_says_nothing(make_trainer, caplog):
-    make_trainer().train()
-    make_trainer(gradient_cache_chunk_size=4).train(resume_from_checkpoint=True)
+def test_the_same_command_says_nothing(make_longer_trainer, caplog):
+    make_longer_trainer().train()
+    make_longer_trainer(gradient_cache_chunk_size=4).train(resume_from_checkpoint=True)
     assert "was another" not in caplog.text
 
 
 @pytest.mark.parametrize("resume", [True, "checkpoint-3"])
-def test_a_checkpoint_of_weights_alone_is_no_training_to_go_on_from(make_trainer, tmp_path, resume):
-    make_trainer(save_only_model=True).train()
+def test_a_checkpoint_of_weights_alone_is_no_training_to_go_on_from(make_longer_trainer, tmp_path, resume):
+    make_longer_trainer(save_only_model=True).train()
     with pytest.raises(ValueError, match="holds weights but no state of the optimizer"):
-        make_trainer().train(resume_from_checkpoint=resume if resume is True else str(tmp_path / resume))
+        make_longer_trainer().train(resume_from_checkpoint=resume if resume is True else str(tmp_path / resume))
 
 
-def test_logs_and_totals_of_a_resumed_training_are_those_of_one_without_a_break(make_trainer, tmp_path):
+def test_logs_and_totals_of_a_resumed_training_are_those_of_one_without_a_break(make_longer_trainer, tmp_path):
     def numbers(trainer):
         names = ("step", "loss", "contrastive_loss", "grad_norm", "train_loss")
         return [{name: log[name] for name in names if name in log} for log in trainer.state.log_history]
 
-    weights = {name: tensor.clone() for name, tensor in make_trainer().model.state_dict().items()}
-    whole = make_trainer()
+    weights = {name: tensor.clone() for name, tensor in make_longer_trainer().model.state_dict().items()}
+    whole = make_longer_trainer()
     whole.train()
-    resumed = make_trainer()
+    resumed = make_longer_trainer()
     resumed.model.load_state_dict(weights)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
