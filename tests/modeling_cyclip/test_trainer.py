@@ -323,3 +323,11 @@ def test_the_record_of_a_run_says_the_code_that_it_began_with(make_trainer, tmp_
     trainer.save_model()
     for folder in ("checkpoint-2", "checkpoint-4", "."):
         assert json.loads((tmp_path / folder / "run.json").read_text())["commit"] == "at the start"
+
+
+def test_processes_that_accelerate_does_not_join_are_refused(tmp_path, monkeypatch):
+    # An accelerator of a kind that trains alone, in a process that torchrun started as one of two.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"2 processes were started \(WORLD_SIZE\)"):
+        CyCLIPTrainingArguments(str(tmp_path))
