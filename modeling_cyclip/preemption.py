@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -54,7 +55,6 @@ class PreemptionCallback(TrainerCallback):
         self._handlers = {}
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        # Data workers inherit the handler and ignore the signal: without them the step could not end.
         self.is_requested = True
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -87,6 +87,16 @@ class PreemptionCallback(TrainerCallback):
                     f"The training was told to stop and ends after step {state.global_step} with a checkpoint."
                 )
             raise SystemExit(EXIT_STATUS)
+
+
+def start_worker(worker_init_fn: Callable[[int], None], worker_id: int) -> None:
+    """
+    The `worker_init_fn` of data workers that outlive the signals. A cluster sends them to every process of a job, and
+    without its workers a training could not end its step.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    worker_init_fn(worker_id)
 
 
 def end_with_launcher() -> None:

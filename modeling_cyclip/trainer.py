@@ -40,7 +40,7 @@ from .gradient_cache import cached_step
 from .health import HealthCallback, batch_statistics, caption_keys
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import ClampLogitScale, decay_parameter_names, set_tower_learning_rates
-from .preemption import PreemptionCallback
+from .preemption import PreemptionCallback, start_worker
 from .resume import check_resumable, warn_of_changes
 from .run_record import over_all_parts, run_record, seconds_before, write_run_record
 from .training_args import CyCLIPTrainingArguments
@@ -170,7 +170,11 @@ class CyCLIPTrainer(Trainer):
             sampler=self._get_train_sampler() if is_training else None,
             process_image=self.data_collator.process_image if is_plain else None,
         )
-        return super()._get_dataloader(samples, description, *args, is_training=is_training, **kwargs)
+        loader = super()._get_dataloader(samples, description, *args, is_training=is_training, **kwargs)
+        if self.args.checkpoint_on_signal:
+            # accelerate's loader iterates over the one that it was made of.
+            loader.base_dataloader.worker_init_fn = partial(start_worker, loader.worker_init_fn or int)
+        return loader
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         # This is the only place where transformers lets a dataset have its own collator.
@@ -208,6 +212,9 @@ class CyCLIPTrainer(Trainer):
             self._run_record = self._make_run_record()
             if resume_from_checkpoint:
                 warn_of_changes(resume_from_checkpoint, self._run_record)
+        if self.model_wrapped is self.model:
+            # An evaluation beforehand marks the model as prepared, and accelerate would not wrap it in DDP any more.
+            self.model._is_accelerate_prepared = False
         with self._preemption if self.args.checkpoint_on_signal else nullcontext():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._stop_if_diverged()

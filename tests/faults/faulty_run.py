@@ -1,9 +1,11 @@
 """run_cyclip.py, struck by a fault: `python faulty_run.py FAULT ARGUMENTS`."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import transformers.modeling_utils
@@ -30,15 +32,21 @@ def kill_at_call(number: int, owner: object, name: str, last_act: Callable | Non
 
 
 def signal_at_call(number: int, name: signal.Signals, rank: str, swallowed: type[BaseException] | tuple = ()) -> None:
-    """Sends the signal to the process of a rank in its `number`-th forward pass, and swallows what it raises there."""
+    """
+    Sends the signal to the process of a rank and its data workers in its `number`-th forward pass, and swallows what it
+    raises there.
+    """
     forward, calls = CyCLIPModel.get_text_features, 0
 
     def struck(*args, **kwargs):
         nonlocal calls
         calls += 1
         if calls == number and os.environ.get("RANK", rank) == rank:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, name)
             with contextlib.suppress(swallowed):
                 os.kill(os.getpid(), name)
+            time.sleep(0.1)  # A worker that dies of it is noticed.
         return forward(*args, **kwargs)
 
     CyCLIPModel.get_text_features = struck

@@ -25,7 +25,7 @@ def struck(whole_command, fault):
 
 @pytest.mark.parametrize(
     "variant, status",
-    [("1 process x 64", 143), pytest.param("2 processes x 32", 1, marks=pytest.mark.slow)],
+    [("two data workers", 143), pytest.param("2 processes x 32", 1, marks=pytest.mark.slow)],
 )
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on_bit_for_bit(train_file, tmp_path, variant, status):
     out = tmp_path / "struck"
