@@ -78,7 +78,7 @@ def augment_caption(caption: str, synonyms: dict[str, list[str]], draws: Random)
             first, second = draws.sample(range(len(words)), 2)
             words[first], words[second] = words[second], words[first]
     elif operation == "delete":
-        left_out = draws.sample(range(len(words)), number)
+        left_out = set(draws.sample(range(len(words)), number))
         words = [word for place, word in enumerate(words) if place not in left_out]
     else:
         for place in draws.sample(replaceable, min(number, len(replaceable))):

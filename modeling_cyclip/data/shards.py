@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import platform
 import re
+import stat
 import tarfile
 from collections import Counter
 from glob import glob, has_magic
@@ -120,6 +121,8 @@ def _index_paths(shard: str) -> list[Path]:
 
 def _identity(shard: str) -> dict[str, Any]:
     status = os.stat(shard)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is no regular file")
     # The rows hold the path, so that an index does not survive a move.
     return {"version": 2, "path": _unicode(shard), "size": status.st_size, "time": status.st_mtime_ns}
 

@@ -368,14 +368,16 @@ class _ImageBatches:
     image_processor: Any
 
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor] | BrokenImageError:
-        opened = []
+        pixels = []
         for row in rows:
             try:
-                opened.append(load_image(self.images[row]))
+                image = load_image(self.images[row])
             except BrokenImageError as error:
                 # An error that left a worker as an exception would arrive wrapped in the worker's traceback.
                 return BrokenImageError(f"row {row} ({error.name})", error.reason)
-        return {"pixel_values": self.image_processor(opened, return_tensors="pt")["pixel_values"]}
+            # One by one, so that no more than one large image is in memory.
+            pixels.append(self.image_processor(image, return_tensors="pt")["pixel_values"])
+        return {"pixel_values": torch.cat(pixels)}
 
 
 @dataclass(frozen=True)

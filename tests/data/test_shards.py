@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -270,6 +271,13 @@ def test_a_damaged_shard_is_named_and_the_others_go_on(tmp_path, caplog, damage,
     assert all(load_image(row).size == (16, 16) for row in dataset["image"])
     named = [record.message for record in caplog.records if "b.tar" in record.message]
     assert len(named) == 1 and f"; {num_left} samples of it are used." in named[0]
+
+
+def test_a_shard_that_is_no_regular_file_is_named_and_not_opened(tmp_path, caplog):
+    write_shard(tmp_path / "a.tar", samples(range(3)))
+    os.mkfifo(tmp_path / "b.tar")
+    assert len(load_shards([str(tmp_path / "?.tar")])) == 3
+    assert "b.tar cannot be read (it is no regular file)" in caplog.text
 
 
 def test_an_unreadable_shard_is_tried_again(tmp_path, caplog):
