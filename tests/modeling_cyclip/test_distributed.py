@@ -10,8 +10,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_cyclip import CyCLIPConfig, CyCLIPModel, cyclip_loss
-from modeling_cyclip.gradient_cache import cached_step
 from modeling_cyclip.fsdp import make_logit_scale_one_dimensional
+from modeling_cyclip.gradient_cache import cached_step
 from tests.distributed import run_distributed
 
 
