@@ -2,13 +2,29 @@
 
 import os
 import stat
+import warnings
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Of an image more than so many times as long as it is wide, the middle is opened. CLIP's processors crop to the middle
+# anyway, but only after they have made the shorter side as long as the model needs it: of 10,000 x 2 pixels, gigabytes.
+MAX_ASPECT_RATIO = 16
+ORIENTATION = ExifTags.Base.Orientation.value
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Chunks of a PNG that change no pixel, and of which Pillow reads no more than a megabyte.
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 class BrokenImageError(ValueError):
@@ -37,8 +53,10 @@ def load_image(image: Image.Image | dict | str | os.PathLike, min_size: int | No
             least this many pixels. By default it is decoded at its full size.
 
     Returns:
-        `PIL.Image.Image`: in RGB, upright (EXIF orientation applied), the first frame of an animation, transparency over
-        white.
+        `PIL.Image.Image`: in RGB, upright (EXIF orientation applied), the first frame of an animation. The pixels are those
+        that a `pipeline` of plain transformers gives to the model, so that it is trained on what it will see:
+        transparency is dropped, and grey values above 255 are cut to white. Where that leaves nothing of a picture, a
+        warning says so. Of an image more than 16 times as long as it is wide, it is the middle.
 
     Raises:
         [`BrokenImageError`]: empty, truncated, not an image, no regular file, or so large that it may be a decompression bomb.
@@ -50,11 +68,15 @@ def load_image(image: Image.Image | dict | str | os.PathLike, min_size: int | No
     else:
         name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else image
     try:
-        if not isinstance(image, Image.Image):
-            image = Image.open(_source(image))
-            if min_size is not None:
-                image.draft(None, (min_size, min_size))
-        return _to_rgb(image)
+        if isinstance(image, Image.Image):
+            return _to_rgb(image)
+        source = _source(image)
+        try:
+            return _decoded(source, min_size)
+        except ValueError as error:
+            if "MAX_TEXT" not in str(error):
+                raise
+            return _decoded(_without_texts(source), min_size)
     # Pillow's decoders raise nearly anything on a damaged file (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         raise BrokenImageError(str(name), f"{type(error).__name__}: {error}") from error
@@ -78,19 +100,75 @@ def _regular(path: str | bytes | os.PathLike) -> str | bytes | os.PathLike:
     return path
 
 
+def _decoded(source: BytesIO | str | bytes | os.PathLike, min_size: int | None) -> Image.Image:
+    image = Image.open(source)
+    if min_size is not None:
+        image.draft(None, (min_size, min_size))
+    return _to_rgb(image)
+
+
+def _without_texts(png: BytesIO | str | bytes | os.PathLike) -> BytesIO:
+    """The file without what programs have written about it, such as the settings of an image generator."""
+    content = png.getvalue() if isinstance(png, BytesIO) else Path(os.fsdecode(png)).read_bytes()
+    kept, start = [content[:8]], 8
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if content[start + 4 : start + 8] not in PNG_TEXTS:
+            kept.append(content[start:end])
+        start = end
+    return BytesIO(b"".join(kept))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    # Without an Exif block, as in most images, this reads a dictionary and copies nothing.
-    image = ImageOps.exif_transpose(image) if image.getexif() else image
+    image = _middle(_upright(image))
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips 16-bit values to white instead of scaling them.
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    # Of a palette with transparency, Pillow would warn at each conversion that leaves it out.
+    rgb = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+    _say_what_is_lost(image, rgb)
+    return rgb
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        exif = image.getexif()
+        orientation = exif[ORIENTATION] if ORIENTATION in exif else None
+    except Exception:  # a broken block is no fault of the picture
+        return image
+    # `ImageOps.exif_transpose` would write the block anew, and fail where a value in it cannot be written.
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    longest = MAX_ASPECT_RATIO * min(width, height)
+    if width <= longest and height <= longest:
+        return image
+    # As much is cut off on both sides.
+    left, top = (max(0, side - longest) // 2 for side in (width, height))
+    return image.crop((left, top, width - left, height - top))
+
+
+def _say_what_is_lost(image: Image.Image, rgb: Image.Image) -> None:
+    # Python shows a warning once.
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        if image.getextrema()[1] > 255:
+            warnings.warn(
+                "Images have grey values above 255, which become white here as in every pipeline of transformers. Save them "
+                "with 8 bits a pixel, for training and for use: divide 12 bits by 16, 16 bits by 256.",
+                stacklevel=2,
+            )
+    elif image.has_transparency_data and _is_plain(rgb) and not _is_plain(image.convert("RGBA").getchannel("A")):
+        warnings.warn(
+            "Images show nothing without their transparency, which is dropped here as in every pipeline of transformers. "
+            "Save them without it, on a background, for training and for use.",
+            stacklevel=2,
+        )
+
+
+def _is_plain(image: Image.Image) -> bool:
+    return all(low == high for low, high in (channel.getextrema() for channel in image.split()))
 
 
 def list_images(folder: Path) -> list[Path]:

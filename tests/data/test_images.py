@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from transformers import CLIPImageProcessor, SiglipImageProcessor
+from transformers.image_utils import load_image as load_as_pipelines_do
 
 from modeling_cyclip.data import data_collator
 from modeling_cyclip.data.data_collator import decoding_size, pixel_values, process_image
@@ -48,13 +49,153 @@ def test_every_mode_becomes_rgb(image):
     assert red > 230 and green < 30 and blue < 30
 
 
-def test_sixteen_bit_values_are_scaled_not_clipped():
-    loaded = np.asarray(load_image(encoded(Image.fromarray(gradient(np.uint16, scale=256)))))
-    assert np.abs(loaded[:, :, 0].astype(int) - gradient()).max() <= 1
+def with_alpha(mode="RGBA"):
+    """Shades with an alpha of their own, some of them quite transparent."""
+    return Image.merge("RGBA", [*photo((48, 32)).split(), Image.effect_noise((48, 32), 90)]).convert(mode)
 
 
-def test_transparency_is_laid_over_white():
-    assert load_image(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+ONE_BIT_OF_ALPHA = {"transparency": 3}
+AN_ALPHA_A_COLOUR = {"transparency": bytes(range(0, 256, 2))}
+TURNED_BY_XMP = PngImagePlugin.PngInfo()
+TURNED_BY_XMP.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="6"/>')
+KINDS = {
+    "rgb": lambda: (photo((48, 32)), "PNG", {}),
+    "rgb, one colour transparent": lambda: (photo((48, 32)), "PNG", {"transparency": (1, 2, 3)}),
+    "rgba": lambda: (with_alpha(), "PNG", {}),
+    "rgba webp": lambda: (with_alpha(), "WEBP", {"lossless": True, "exact": True}),
+    "black on transparency": lambda: (
+        Image.merge("LA", [Image.new("L", (48, 32)), with_alpha().getchannel("A")]),
+        "PNG",
+        {},
+    ),
+    "grey and alpha": lambda: (with_alpha("LA"), "PNG", {}),
+    "palette": lambda: (photo((48, 32)).quantize(64), "PNG", {}),
+    "palette, one colour transparent": lambda: (photo((48, 32)).quantize(64), "PNG", ONE_BIT_OF_ALPHA),
+    "palette, an alpha a colour": lambda: (photo((48, 32)).quantize(128), "PNG", AN_ALPHA_A_COLOUR),
+    "gif, one colour transparent": lambda: (photo((48, 32)).quantize(64), "GIF", ONE_BIT_OF_ALPHA),
+    "grey": lambda: (photo((48, 32)).convert("L"), "PNG", {}),
+    "grey, one level transparent": lambda: (photo((48, 32)).convert("L"), "PNG", {"transparency": 7}),
+    "black and white": lambda: (photo((48, 32)).convert("1"), "PNG", {}),
+    "grey of 12 bits": lambda: (Image.fromarray(gradient(np.uint16, scale=16)), "PNG", {}),
+    "grey of 16 bits": lambda: (Image.fromarray(gradient(np.uint16, scale=256)), "PNG", {}),
+    "grey of 16 bits, tiff": lambda: (Image.fromarray(gradient(np.uint16, scale=256)), "TIFF", {}),
+    "grey of 32 bits": lambda: (Image.fromarray(gradient(np.int32)), "TIFF", {}),
+    "grey of 32 bits, large": lambda: (Image.fromarray(gradient(np.int32, scale=2**16)), "TIFF", {}),
+    "grey, floating point": lambda: (Image.fromarray(gradient(np.float32)), "TIFF", {}),
+    "cmyk": lambda: (photo((48, 32)).convert("CMYK"), "JPEG", {}),
+    **{
+        f"turned by exif, {orientation}": lambda orientation=orientation: (
+            photo((48, 32)),
+            "JPEG",
+            turned(orientation),
+        )
+        for orientation in range(10)
+    },
+    "grey of 16 bits, turned": lambda: (Image.fromarray(gradient(np.uint16, scale=16)), "PNG", turned(6)),
+    "turned by xmp": lambda: (photo((48, 32)), "PNG", {"pnginfo": TURNED_BY_XMP}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_opened_as_a_pipeline_of_transformers_opens_them(tmp_path, kind):
+    image, format, options = KINDS[kind]()
+    path = tmp_path / f"image.{format.lower()}"
+    image.save(path, format, **options)
+    expected = load_as_pipelines_do(str(path))
+    for loaded in (
+        load_image(path),
+        load_image({"bytes": path.read_bytes(), "path": None}),
+        load_image(Image.open(path)),
+    ):
+        assert loaded.mode == "RGB" and np.array_equal(np.asarray(loaded), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("black on transparency", "transparency"),
+        ("grey of 12 bits", "8 bits"),
+        ("grey of 16 bits, tiff", "8 bits"),
+        ("grey of 32 bits, large", "8 bits"),
+    ],
+)
+def test_a_picture_that_is_lost_is_said(kind, message):
+    image, format, options = KINDS[kind]()
+    with pytest.warns(UserWarning, match=message):
+        load_image(encoded(image, format, **options))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in KINDS if not kind.startswith(("black on", "grey of 12", "grey of 16", "grey of 32 bits, l"))],
+)
+def test_other_images_give_no_warning(kind):
+    image, format, options = KINDS[kind]()
+    load_image(encoded(image, format, **options))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_blank_image_is_not_lost():
+    load_image(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0))))
+
+
+@pytest.mark.parametrize("after_the_pixels", [False, True])
+def test_long_texts_in_a_png_do_not_break_it(after_the_pixels, tmp_path):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("parameters", "x" * 2**21, zip=True)
+    image = photo((48, 32))
+    content = encoded(image, pnginfo=texts)["bytes"]
+    if after_the_pixels:
+        start, end = (content.index(chunk) - 4 for chunk in (b"zTXt", b"IDAT"))
+        close = content.index(b"IEND") - 4
+        content = content[:start] + content[end:close] + content[start:end] + content[close:]
+    path = tmp_path / "generated.png"
+    path.write_bytes(content)
+    for source in (path, {"bytes": content, "path": None}):
+        assert np.array_equal(np.asarray(load_image(source)), np.asarray(image))
+    with pytest.raises(BrokenImageError, match="(?i)truncated"):
+        load_image({"bytes": content[: -len(content) // 3], "path": None})
+
+
+@pytest.mark.parametrize("block", ["cannot be written again", "no block at all"])
+def test_a_broken_exif_block_does_not_break_the_image(block):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0  # XResolution
+    content = encoded(photo((48, 32)), "JPEG", exif=exif)["bytes"]
+    if block == "no block at all":
+        content = content.replace(b"Exif\0\0II*\0", b"Exif\0\0broke").replace(b"Exif\0\0MM\0*", b"Exif\0\0broke")
+        size = (48, 32)
+    else:
+        # The resolution becomes the signed fraction -1/0.
+        content = content.replace(b"\x1a\x01\x05\0", b"\x1a\x01\x0a\0").replace(
+            b"H\0\0\0\1\0\0\0", b"\xff" * 4 + b"\0" * 4
+        )
+        size = (32, 48)
+    assert load_image({"bytes": content, "path": None}).size == size
+
+
+@pytest.mark.parametrize("size", [(10_000, 2), (2, 10_001)])
+def test_of_a_strip_only_the_middle_is_opened(size):
+    strip = load_image(encoded(Image.new("RGB", size)))
+    assert sorted(strip.size) in ([2, 32], [2, 33])
+
+
+@pytest.mark.parametrize("size", [(900, 30), (31, 1000), (901, 30), (2000, 4)])
+def test_the_model_sees_of_a_strip_what_it_would_see_of_all(size):
+    processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
+    image = Image.effect_mandelbrot(size, (-2, -1, 1, 1), 20).convert("RGB")
+    whole, middle = (processor(strip, return_tensors="pt")["pixel_values"] for strip in (image, load_image(image)))
+    assert middle.shape == whole.shape
+    assert (whole - middle).abs().max() * max(processor.image_std) * 255 <= 40
 
 
 def test_exif_orientation_is_applied():
