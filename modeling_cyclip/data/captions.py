@@ -1,23 +1,33 @@
 """Reads captioned datasets from tables, folders, shards and the Hub into one form: the columns `image` and `caption`."""
 
+import ast
+import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, LargeList, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers.hf_argparser import HfArg
 
-from .columns import MISSING_LABELS, TEXT, check_column, describe, only_images
+from .columns import MISSING_LABELS, TEXT, describe, find_columns, only_images
+from .folders import open_folder
 from .images import BrokenImageError, load_image
 from .shards import load_shards
+from .tables import FILE_FORMATS, read_table
 
 
 logger = logging.getLogger(__name__)
 
-FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+PROBED_IMAGES = 64
+# A text that is a list of strings.
+LIST = re.compile(r"""^\s*\[\s*["'](?s:.*)["']\s*,?\s*\]\s*$""")
 
 
 @dataclass
@@ -41,11 +51,15 @@ class DataArguments:
     )
     validation_shards: list[str] | None = HfArg(default=None, help="Shards of the same form for eval_loss.")
     delimiter: str | None = HfArg(
-        default=None, help="Column delimiter of a csv file (default: comma, tab in .tsv files)."
+        default=None, help="Column delimiter of a csv file (default: the one of the header, tab in .tsv files)."
     )
-    image_column: str = HfArg(default="image", help="Column of images or image paths.")
-    caption_column: str = HfArg(
-        default="caption", help="Column of captions: text, lists of texts (one is drawn each epoch), or class labels."
+    image_column: str | None = HfArg(
+        default=None, help="Column of images or image paths (default: image, or the one with a usual name)."
+    )
+    caption_column: str | None = HfArg(
+        default=None,
+        help="Column of captions: text, lists of texts (one is drawn each epoch), or class labels (default: caption, or "
+        "the one with a usual name).",
     )
     caption_templates: list[str] | None = HfArg(
         default=None, help="With a class label column: templates such as 'a photo of a {}.' (one is drawn each epoch)."
@@ -91,7 +105,7 @@ class DataArguments:
                     "--validation_file with --train_file, --validation_shards with --train_shards."
                 )
         columns = self.image_column, self.caption_column, self.caption_templates
-        if self.train_shards and columns != ("image", "caption", None):
+        if self.train_shards and any(columns):
             raise ValueError(
                 "--image_column, --caption_column and --caption_templates go with tables: in shards the image is KEY.jpg "
                 "(jpeg, png, webp), the caption KEY.txt, or the field `caption` of KEY.json."
@@ -115,22 +129,113 @@ def load_captioned_datasets(args: DataArguments) -> tuple[Dataset, Dataset | Non
     return train, _load(args, *sources, args.max_eval_samples, "validation") if any(sources) else None
 
 
+def open_pairs(
+    source: str | list[str],
+    split: str = "train",
+    config_name: str | None = None,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    caption_templates: list[str] | None = None,
+    delimiter: str | None = None,
+    limit: int | None = None,
+    purpose: str = "training",
+) -> Dataset:
+    r"""
+    Opens pairs of images and captions, wherever they are.
+
+    Args:
+        source (`str` or `list[str]`):
+            See [`open_table`].
+        split (`str`, *optional*, defaults to `"train"`), config_name (`str`, *optional*), delimiter (`str`, *optional*):
+            See [`open_table`].
+        image_column (`str`, *optional*), caption_column (`str`, *optional*):
+            The columns. By default those that [`~modeling_cyclip.data.columns.find_columns`] finds.
+        caption_templates (`list[str]`, *optional*):
+            What puts class labels into words.
+        limit (`int`, *optional*):
+            How many rows to take, the first ones. By default all.
+        purpose (`str`, *optional*, defaults to `"training"`):
+            What messages call the set.
+
+    Returns:
+        `datasets.Dataset`: the columns `image` (undecoded) and `caption` (a string or a list of strings, none empty), of
+        shards also `shard`.
+
+    Raises:
+        `ValueError`: what is wrong with the source, a column, the captions or the images, and what to do.
+    """
+    dataset, folder = open_table(source, split, config_name, delimiter)
+    if limit is not None:
+        dataset = dataset.select(range(min(limit, len(dataset))))
+    if "shard" not in dataset.column_names:
+        dataset = _captioned(dataset, folder, image_column, caption_column, caption_templates, purpose)
+    _check_images(dataset, purpose)
+    return dataset
+
+
+def open_table(
+    source: str | list[str], split: str = "train", config_name: str | None = None, delimiter: str | None = None
+) -> tuple[Dataset, Path | None]:
+    r"""
+    Opens a source as it is, with all its columns.
+
+    Args:
+        source (`str` or `list[str]`):
+            A table on disk ([`~modeling_cyclip.data.tables.read_table`]), a folder
+            ([`~modeling_cyclip.data.folders.open_folder`], or any that `datasets.load_dataset` opens), a dataset of the Hub,
+            or WebDataset shards ([`~modeling_cyclip.data.shards.load_shards`]): a list, or a name that ends in `.tar`.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a folder or of a dataset of the Hub.
+        config_name (`str`, *optional*):
+            Configuration of a dataset of the Hub.
+        delimiter (`str`, *optional*):
+            What divides the columns of a csv file.
+
+    Returns:
+        `tuple(datasets.Dataset, Path)`: the table, and the folder that paths in it are relative to, `None` for the Hub.
+
+    Raises:
+        `ValueError`: a source that is not there or cannot be read.
+    """
+    if not isinstance(source, str) or source.lower().endswith(".tar"):
+        return load_shards([source] if isinstance(source, str) else source), None
+    path = Path(source).expanduser()
+    if path.is_file() or (path.suffix.lower() in FILE_FORMATS and not path.is_dir()):
+        return read_table(path, delimiter), path.parent
+    if path.is_dir():
+        opened = open_folder(path, split, delimiter) if config_name is None else None
+        if opened is not None:
+            return opened
+        if has_magic(str(path)):
+            raise ValueError(
+                f"{path} holds no table that is found by its name, and `datasets` takes [, ? and * in the name of "
+                "a folder for a pattern: rename it."
+            )
+    try:
+        return load_dataset(
+            str(path) if path.is_dir() else source, config_name, split=split
+        ), path if path.is_dir() else None
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        raise ValueError(f"{source} (split {split}) cannot be loaded: {error}") from error
+
+
 def _load(
     args: DataArguments, split: str | None, file: str | None, shards: list[str] | None, limit: int | None, purpose: str
 ) -> Dataset:
-    if shards is not None:
-        dataset = load_shards(shards)
-    elif file is not None:
-        dataset = _read_file(Path(file), args.delimiter)
-    else:
-        dataset = _read_split(split, args)
-    if limit is not None:
-        dataset = dataset.select(range(min(limit, len(dataset))))
-    if shards is None:
-        # Paths in a file are relative to it.
-        dataset = _captioned(dataset, None if file is None else Path(file).parent, args, purpose)
-    _check_images(dataset, purpose)
-    return dataset
+    if file is not None and Path(file).expanduser().is_dir():
+        raise ValueError(f"{file} is none of {', '.join(FILE_FORMATS)}; for a folder take --dataset_name.")
+    return open_pairs(
+        shards if shards is not None else file if file is not None else args.dataset_name,
+        split or "train",
+        args.dataset_config_name,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+        caption_templates=args.caption_templates,
+        delimiter=args.delimiter,
+        limit=limit,
+        purpose=purpose,
+    )
 
 
 def iterate_captions(dataset: Dataset) -> Iterator[str]:
@@ -140,46 +245,44 @@ def iterate_captions(dataset: Dataset) -> Iterator[str]:
             yield from [caption] if isinstance(caption, str) else caption
 
 
-def _read_file(path: Path, delimiter: str | None) -> Dataset:
-    if path.suffix not in FILE_FORMATS:
-        raise ValueError(f"{path} is none of {', '.join(FILE_FORMATS)}; for a folder of images take --dataset_name.")
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist.")
-    file_format = FILE_FORMATS[path.suffix]
-    options = {"sep": delimiter or ("\t" if path.suffix == ".tsv" else ",")} if file_format == "csv" else {}
-    try:
-        return load_dataset(file_format, data_files=str(path), split="train", **options)
-    except (DatasetGenerationError, ValueError) as error:
-        # `datasets` says of a table without rows: 'Instruction "train" corresponds to no data!'.
-        reason = "it has no rows" if "corresponds to no data" in str(error) else error.__cause__ or error
-        raise ValueError(f"{path} cannot be read as {file_format}: {reason}") from error
-
-
-def _read_split(split: str, args: DataArguments) -> Dataset:
-    try:
-        return load_dataset(args.dataset_name, args.dataset_config_name, split=split)
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        raise ValueError(f"{args.dataset_name} (split {split}) cannot be loaded: {error}") from error
-
-
-def _captioned(dataset: Dataset, folder: Path | None, args: DataArguments, purpose: str) -> Dataset:
+def _captioned(
+    dataset: Dataset,
+    folder: Path | None,
+    image_column: str | None,
+    caption_column: str | None,
+    templates: list[str] | None,
+    purpose: str,
+) -> Dataset:
     """The columns `image` and `caption` of a table, without the rows that have no caption."""
     if len(dataset) == 0:
         raise ValueError(f"The {purpose} set is empty.")
     # Column by column, so that putting captions into form copies no images.
-    several = ", or --delimiter if that is several columns" if len(dataset.column_names) == 1 else ""
-    check_column(dataset, args.image_column, f"--image_column{several}")
-    check_column(dataset, args.caption_column, f"--caption_column{several}")
-    images = only_images(dataset, args.image_column, folder)
-    captions = _captions(dataset, args.caption_column, args.caption_templates)
-    dataset = concatenate_datasets([images, captions], axis=1)
+    image_column, caption_column = find_columns(dataset, image_column, caption_column)
+    images = only_images(dataset, image_column, folder)
+    captions = _captions(dataset, caption_column, templates)
     num_rows = len(dataset)
-    dataset = dataset.filter(_has_caption, input_columns="caption", desc="Dropping pairs without a caption")
-    if len(dataset) == 0:
+    usable = _usable(captions)
+    if len(usable) == 0:
         raise ValueError(f"None of the {num_rows} {purpose} pairs has a caption.")
-    if len(dataset) < num_rows:
-        logger.warning(f"{num_rows - len(dataset)} of {num_rows} {purpose} pairs have no caption and are left out.")
-    return dataset
+    dataset = concatenate_datasets([images, captions], axis=1)
+    if len(usable) == num_rows:
+        return dataset
+    logger.warning(f"{num_rows - len(usable)} of {num_rows} {purpose} pairs have no caption and are left out.")
+    return dataset.select(usable)
+
+
+def _usable(captions: Dataset) -> np.ndarray:
+    """The rows that have a caption."""
+    is_usable = []
+    for batch in captions.with_format("arrow").iter(10_000):
+        column = batch["caption"]
+        lengths = (
+            pc.list_value_length(column)
+            if isinstance(captions.features["caption"], List)
+            else pc.binary_length(pc.utf8_trim_whitespace(column))
+        )
+        is_usable.append(pc.fill_null(pc.greater(lengths, 0), False).to_numpy())
+    return np.flatnonzero(np.concatenate(is_usable))
 
 
 def _captions(dataset: Dataset, column: str, templates: list[str] | None) -> Dataset:
@@ -203,7 +306,33 @@ def _captions(dataset: Dataset, column: str, templates: list[str] | None) -> Dat
         raise ValueError(
             f"Column '{column}' holds {describe(feature)}, not captions (text or lists of texts). Set --caption_column."
         )
-    return dataset.rename_columns({column: "caption"})
+    dataset = dataset.rename_columns({column: "caption"})
+    return _parsed_lists(dataset) if _has_lists(dataset) else dataset
+
+
+def _has_lists(dataset: Dataset) -> bool:
+    """Whether some of the texts are lists, as a table without lists writes them: in JSON, or as Python prints them."""
+    batches = dataset.with_format("arrow").iter(10_000)
+    return any(pc.any(pc.match_substring_regex(batch["caption"], LIST.pattern)).as_py() for batch in batches)
+
+
+def _parsed_lists(dataset: Dataset) -> Dataset:
+    def parsed(text: str | None, row: int) -> dict[str, list[str]]:
+        texts = [text]
+        if text is not None and LIST.match(text):
+            try:
+                texts = (
+                    json.loads(text) if text.lstrip()[1:].lstrip().startswith('"') else ast.literal_eval(text.strip())
+                )
+            except (ValueError, SyntaxError) as error:
+                raise ValueError(
+                    f"Row {row + 1} has a caption that begins like a list but is none: {text[:80]!r}."
+                ) from error
+        return {"caption": [text for text in texts if isinstance(text, str) and _has_caption(text)]}
+
+    logger.info("Captions that are lists in text are read as lists.")
+    features = Features(caption=List(Value("string")))
+    return dataset.map(parsed, with_indices=True, input_columns="caption", features=features, desc="Reading captions")
 
 
 def _with_lists(dataset: Dataset, to_captions: Callable[[Any], list[str]]) -> Dataset:
@@ -225,14 +354,15 @@ def _has_caption(caption: str | list[str] | None) -> bool:
 
 
 def _check_images(dataset: Dataset, purpose: str) -> None:
-    """Refuses a set if none of its first images can be opened: then the paths or the column are wrong."""
-    for image in dataset.select(range(min(16, len(dataset))))["image"]:
+    """Refuses a set if no image can be opened of some from all over it: then the paths or the column are wrong."""
+    for image in dataset.select(np.unique(np.linspace(0, len(dataset) - 1, PROBED_IMAGES).astype(int)))["image"]:
         try:
             load_image(image)
             return
         except BrokenImageError as error:
             last_error = error
     raise ValueError(
-        f"None of the first images of the {purpose} set can be opened; the last one: {last_error}. Paths are taken "
+        f"None of the first images of the {purpose} set can be opened, nor of those behind; the last one: {last_error}. "
+        "Paths are taken "
         "relative to the folder of the file."
     )

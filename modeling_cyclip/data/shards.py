@@ -10,6 +10,7 @@ import re
 import stat
 import tarfile
 from collections import Counter
+from collections.abc import Iterable
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -161,18 +162,20 @@ def _make_index(shard: str) -> tuple[Path | None, dict[str, Any]]:
     table = table.replace_schema_metadata({**table.schema.metadata, b"shard": json.dumps(report).encode()})
     beside, cache = _index_paths(shard)
     try:
-        return _write(table, beside), report
+        return write_stream(table.schema, table.to_batches(), beside), report
     except OSError:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        return _write(table, cache), report
+        return write_stream(table.schema, table.to_batches(), cache), report
 
 
-def _write(table: pa.Table, path: Path) -> Path:
+def write_stream(schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path) -> Path:
+    """Writes an Arrow stream that is whole or not there."""
     # It gets another name first: processes of several nodes may write it at once, and a run may be killed.
     unfinished = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}")
     try:
-        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
-            stream.write_table(table)
+        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+            for batch in batches:
+                stream.write_batch(batch)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -244,7 +247,7 @@ def _add_member(
         its_parts[-1].setdefault("image", {"member": name, "offset": member.offset_data, "size": member.size})
     else:
         file.seek(member.offset_data)
-        its_parts[-1][extension] = _captions(file.read(member.size), is_json=extension == "json")
+        its_parts[-1][extension] = captions_of(file.read(member.size), is_json=extension == "json")
     return key
 
 
@@ -276,7 +279,7 @@ def _usable_captions(sample: dict[str, Any]) -> list[str]:
     return sample.get("txt") or sample.get("json") or []
 
 
-def _captions(content: bytes, is_json: bool) -> list[str]:
+def captions_of(content: bytes, is_json: bool) -> list[str]:
     """The captions of a .txt or .json member that are texts and not empty."""
     try:
         value = content.decode("utf-8-sig")

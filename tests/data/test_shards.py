@@ -122,14 +122,14 @@ def test_the_index_is_made_once_and_anew_for_another_shard(three_shards, tmp_pat
 
 
 def test_the_index_goes_to_the_cache_where_the_folder_is_read_only(three_shards, tmp_path, cache, monkeypatch):
-    write = shards._write
+    write = shards.write_stream
 
-    def refuse(table, path):
+    def refuse(schema, batches, path):
         if path.parent == tmp_path:
             raise PermissionError("read-only")
-        return write(table, path)
+        return write(schema, batches, path)
 
-    monkeypatch.setattr(shards, "_write", refuse)
+    monkeypatch.setattr(shards, "write_stream", refuse)
     expected = captions(load_shards([three_shards]))
     assert len(list(cache.rglob("*.arrow"))) == 3 and not list(tmp_path.glob("*.arrow"))
     monkeypatch.setattr(shards, "_walk", None)
