@@ -16,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import cached_file
 
 from .convert_state_dict import model_from_state_dict, model_to_state_dict
-from .modeling_cyclip import CyCLIPModel
+from .modeling_cyclip import WRAPPERS, CyCLIPModel, give_usual_permissions
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ OPENCLIP_SETTINGS = (
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     The weights in a safetensors file, or in a PyTorch pickle that holds a state dict or a training checkpoint, without
-    the prefix of DistributedDataParallel. Raises a `ValueError` for a file that holds anything else.
+    the prefixes of DistributedDataParallel and torch.compile. Raises a `ValueError` for a file that holds anything else.
     """
     path = Path(path)
     if path.stat().st_size == 0:
@@ -57,8 +57,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             raise  # the file cannot be read at all, and this says why
         except Exception as error:  # what is no pickle fails in any way
             raise ValueError(f"{path} is refused: {_why_refused(error, path)}") from error
-        if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
-            state_dict = state_dict["state_dict"]
+        for entry in ("state_dict", "model"):
+            if isinstance(state_dict, dict) and isinstance(state_dict.get(entry), dict):
+                state_dict = state_dict[entry]
 
     if not isinstance(state_dict, dict) or not state_dict:
         raise ValueError(f"{path} holds no state dict but a {type(state_dict).__name__}.")
@@ -67,9 +68,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} holds no state dict: its keys are not names, but such as {key!r}.")
         if not isinstance(value, Tensor):
             raise ValueError(f"{path} holds no state dict: `{key}` is no tensor but a {type(value).__name__}.")
-    while all(key.startswith("module.") for key in state_dict):
-        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    return dict(state_dict)
+    return {re.sub(WRAPPERS, "", key): value for key, value in state_dict.items()}
 
 
 def _why_refused(error: Exception, path: Path) -> str:
@@ -129,7 +128,7 @@ def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | 
 
     Args:
         source (`str` or `Path`):
-            A safetensors file, or a PyTorch pickle that holds a state dict, alone or as `state_dict` in a training
+            A safetensors file, or a PyTorch pickle that holds a state dict, alone or as `state_dict` or `model` in a training
             checkpoint. Pickles are read with `weights_only=True`, so that no code in them is run. If the folder has an
             `open_clip_config.json`, as OpenCLIP publishes it, activation, heads and image normalisation come from it.
         target (`str` or `Path`):
@@ -242,4 +241,5 @@ def export_checkpoint(source: str | Path, target: str | Path) -> CyCLIPModel:
             raise OSError(f"The folder {source} holds no checkpoint, or one that is cut off: {reason}") from error
         raise OSError(f"{source} is neither a file nor a folder, and no checkpoint on the Hub: {reason}") from error
     (save_file if target.suffix == ".safetensors" else torch.save)(model_to_state_dict(model), target)
+    give_usual_permissions(target)
     return model

@@ -1,9 +1,11 @@
 """PyTorch CyCLIP model: CLIP with CyCLIP's loss."""
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedConfig
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, find_adapter_config_file
+from transformers.utils import TransformersKwargs, cached_file, can_return_tuple, find_adapter_config_file
 
 from .configuration_cyclip import CyCLIPConfig
 from .distributed import training_process_group
@@ -66,6 +68,8 @@ class CyCLIPOutput(CLIPOutput):
 
 # Arguments of `from_pretrained` that say where on the Hub.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# What torch.compile and DistributedDataParallel put before the names of a wrapped model's weights.
+WRAPPERS = r"^(?:_orig_mod\.|module\.)+"
 
 
 class CyCLIPModel(CLIPModel):
@@ -136,13 +140,18 @@ class CyCLIPModel(CLIPModel):
         if isinstance(config, PreTrainedConfig):
             model_type = config.model_type
         else:
+            if name is not None and Path(name).is_file():
+                raise ValueError(_how_to_convert(name, name))
             source = name if config is None else config
-            model_type = PreTrainedConfig.get_config_dict(source, **kwargs)[0].get("model_type")
+            config_dict, _ = PreTrainedConfig.get_config_dict(source, **kwargs)
+            model_type = config_dict.get("model_type")
             if model_type is None and config is None:
                 hub_arguments = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
                 adapter_config = find_adapter_config_file(name, **hub_arguments)
                 if adapter_config is not None:
                     return cls._open_adapter(name, adapter_config, hub_arguments, *model_args, **kwargs)
+                if not config_dict:
+                    _refuse_other_formats(name, hub_arguments)
         for subclass in cls.__subclasses__():
             if model_type == subclass.config_class.model_type != cls.config_class.model_type:
                 return subclass.from_pretrained(name, *model_args, config=config, **kwargs)
@@ -154,6 +163,7 @@ class CyCLIPModel(CLIPModel):
 
         source = "The state dict" if name is None else name
         output_loading_info = kwargs.pop("output_loading_info", False)
+        kwargs["key_mapping"] = {WRAPPERS: "", **(kwargs.get("key_mapping") or {})}
         open_checkpoint = partial(super().from_pretrained, name, *model_args, config=config, output_loading_info=True)
         try:
             model, loading_info = open_checkpoint(**kwargs)
@@ -168,6 +178,10 @@ class CyCLIPModel(CLIPModel):
                 f"{tuple(expected)}, and {len(mismatched) - 1} others."
             ) from None
         _refuse_missing(source, loading_info["missing_keys"])
+        # transformers would put the wrappers' names back when it saves.
+        model._weight_conversions = [
+            conversion for conversion in model._weight_conversions if conversion.source_patterns != [WRAPPERS]
+        ]
         return (model, loading_info) if output_loading_info else model
 
     @classmethod
@@ -182,6 +196,23 @@ class CyCLIPModel(CLIPModel):
         model = opened[0] if kwargs.get("output_loading_info") else opened
         _refuse_missing(name, model.load_adapter(name, **options, download_kwargs=hub_arguments).missing_keys)
         return opened
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:
+        r"""
+        Saves the checkpoint. Others may read its weights as they may read any new file of the user.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                The folder.
+            is_main_process (`bool`, *optional*, defaults to `True`):
+                Whether this process writes the files.
+            kwargs (*optional*):
+                Arguments of [`~transformers.PreTrainedModel.save_pretrained`].
+        """
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if is_main_process:
+            for path in Path(save_directory).glob("*.safetensors"):
+                give_usual_permissions(path)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embeddings of the caption's tokens. FSDP asks every model for them, and CLIPModel names none."""
@@ -331,6 +362,40 @@ class CyCLIPModel(CLIPModel):
             augmented_text_embeds=augmented_text_embeds,
             process_group=training_process_group() if self.training else None,
         )
+
+
+def give_usual_permissions(path: str | os.PathLike) -> None:
+    """
+    Gives a new file the permissions that `open` would have given it. safetensors writes to a temporary file first, which
+    only its owner may read.
+    """
+    umask = os.umask(0o077)  # there is no way to read it without setting it
+    os.umask(umask)
+    with contextlib.suppress(OSError):  # some file systems have no permissions
+        os.chmod(path, 0o666 & ~umask)
+
+
+def _refuse_other_formats(name: str | os.PathLike, hub_arguments: dict[str, Any]) -> None:
+    """Raises a `ValueError` for weights as OpenCLIP or the official code write them, without a config.json."""
+    if Path(name).is_dir():
+        files = [
+            path for pattern in ("open_clip_*.bin", "open_clip_*.safetensors") for path in Path(name).glob(pattern)
+        ]
+        files = files or sorted(Path(name).glob("epoch*.pt"), key=lambda path: path.stat().st_mtime)
+        if files:
+            raise ValueError(_how_to_convert(name, files[-1]))
+    elif cached_file(name, "open_clip_config.json", _raise_exceptions_for_missing_entries=False, **hub_arguments):
+        raise ValueError(
+            f"{name} has the format of OpenCLIP. Download it, `hf download {name} --local-dir FOLDER`, and convert it, "
+            "`cyclip convert FOLDER/open_clip_model.safetensors NEW_FOLDER`."
+        )
+
+
+def _how_to_convert(name: str | os.PathLike, file: str | os.PathLike) -> str:
+    return (
+        f"{name} is no checkpoint folder of transformers. Where it has the weights of a CLIP, `cyclip convert {file} "
+        "NEW_FOLDER` makes one of it; give that folder then."
+    )
 
 
 def _refuse_missing(source: str | os.PathLike, missing_keys: set[str]) -> None:

@@ -1,5 +1,7 @@
 """Models from named sizes, configurations and checkpoints, with processors that fit."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -175,6 +177,43 @@ def test_the_command_refuses_in_one_line(checkpoint, tmp_path):
     arguments = ["--model_name_or_path", checkpoint, "--train_file", tmp_path / "pairs.csv", "--output_dir", tmp_path]
     with pytest.raises(SystemExit, match=r"^error: \S+ is a checkpoint of type siglip, [^\n]*$"):
         train.run([*map(str, arguments), "--log_level", "warning"])
+
+
+def _openclip_folder(folder):
+    (folder / "open_clip_config.json").write_text("{}")
+    save_file({"logit_scale": torch.ones(())}, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def _openclip_folder_of_pickles(folder):
+    (folder / "open_clip_config.json").write_text("{}")
+    (folder / "open_clip_pytorch_model.bin").touch()
+    return folder
+
+
+def _training_folder(folder):
+    for epoch in (1, 2, 10):
+        (folder / f"epoch_{epoch}.pt").touch()
+        os.utime(folder / f"epoch_{epoch}.pt", (epoch, epoch))
+    return folder
+
+
+@each_opener
+@pytest.mark.parametrize(
+    "write, file",
+    [
+        (_openclip_folder, "open_clip_model.safetensors"),
+        (_openclip_folder_of_pickles, "open_clip_pytorch_model.bin"),
+        (_training_folder, "epoch_10.pt"),
+        (lambda folder: _training_folder(folder) / "epoch_1.pt", "epoch_1.pt"),
+        (lambda folder: _openclip_folder(folder) / "open_clip_model.safetensors", "open_clip_model.safetensors"),
+    ],
+    ids=["openclip", "openclip, pickle", "training", "file", "safetensors"],
+)
+def test_weights_of_other_formats_name_the_command_that_converts_them(opened_by, write, file, tmp_path):
+    given = write(tmp_path)
+    with pytest.raises(ValueError, match=rf"`cyclip convert {tmp_path / file} NEW_FOLDER` [^\n]*$"):
+        opened_by(given)
 
 
 @each_opener

@@ -108,6 +108,26 @@ def test_there_and_back(model, tmp_path):
             assert_same(read_state_dict(folder / target), weights)
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("entry", ["model", "state_dict", None])
+def test_wrappers_and_training_checkpoints_are_read_through(prefix, entry, tmp_path):
+    weights = {"logit_scale": torch.ones(()), "ln_final.bias": torch.ones(2)}
+    content = {prefix + key: value for key, value in weights.items()}
+    torch.save({"step": 3, entry: content, "optimizer": {}} if entry else content, tmp_path / "a.pt")
+    assert_same(read_state_dict(tmp_path / "a.pt"), weights)
+
+
+@pytest.mark.parametrize("target", ["back.pt", "back.safetensors"])
+def test_exported_weights_have_the_permissions_of_other_files(target, model, tmp_path):
+    model.save_pretrained(tmp_path / "folder")
+    before = os.umask(0o027)
+    try:
+        export_checkpoint(tmp_path / "folder", tmp_path / target)
+    finally:
+        os.umask(before)
+    assert (tmp_path / target).stat().st_mode & 0o777 == 0o640
+
+
 def test_openclip_models_with_a_text_tower_of_their_own(model, tmp_path):
     # OpenCLIP's CustomTextCLIP, as its convert_to_custom_text_state_dict names them.
     tower = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")

@@ -1,11 +1,13 @@
 """CyCLIPModel: CLIP's outputs, CyCLIP's loss, and checkpoints that are CLIP checkpoints."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
 
 from modeling_cyclip import CyCLIPConfig, CyCLIPModel, cyclip_loss
@@ -181,6 +183,33 @@ def test_other_shapes_are_drawn_only_if_asked_for(model, config, tmp_path):
     config.text_config.num_hidden_layers = 3
     with pytest.raises(ValueError, match=r"text_model\.encoder\.layers\.2"):
         CyCLIPModel.from_pretrained(tmp_path, config=config, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_read_through_and_not_saved_again(model, tmp_path, prefix):
+    model.save_pretrained(tmp_path)
+    save_file({prefix + name: value for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    opened = CyCLIPModel.from_pretrained(tmp_path)
+    assert all(torch.equal(value, opened.state_dict()[name]) for name, value in model.state_dict().items())
+    opened.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+
+
+@pytest.fixture(params=[0o022, 0o027])
+def umask(request):
+    """What `open` gives others of a new file."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("max_shard_size", ["1GB", "10KB"])
+def test_saved_weights_have_the_permissions_of_other_files(model, tmp_path, umask, max_shard_size):
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+        (path.name for path in tmp_path.iterdir()), 0o666 & ~umask
+    )
+    assert os.umask(umask) == umask
 
 
 def test_a_state_dict_must_be_whole(model, config):
