@@ -167,7 +167,12 @@ def parse_with_config(
         for action in parser._actions:
             action.required = action.required and action.default is None
     # Checked first: a misspelt argument would otherwise be reported as the missing one that it leaves unset.
+    required = [action for action in parser._actions if action.required]
+    for action in required:
+        action.required = False
     _, unknown = parser.parse_known_args(argv)
+    for action in required:
+        action.required = True
     if unknown:
         _refuse_unknown(parser, argv, unknown[0], recipes)
     try:

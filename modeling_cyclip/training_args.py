@@ -55,9 +55,8 @@ class CyCLIPTrainingArguments(TrainingArguments):
     logging_steps: float = HfArg(default=10, help="Steps between two logs (below 1: a share of the run).")
     hub_strategy: HubStrategy | str = HfArg(
         default="end",
-        help="With --push_to_hub: end publishes only the finished model, without pickles. every_save, checkpoint and "
-        "all_checkpoints also upload the whole output folder at every save, as transformers does. It holds the pickle "
-        "training_args.bin; the last two add optimizer states.",
+        help="With --push_to_hub: end publishes the finished model, and every_save each saved one, too. checkpoint and "
+        "all_checkpoints add what resuming needs: optimizer states, which are pickles.",
     )
     remove_unused_columns: bool = HfArg(default=False, help="Must stay off: the collator reads image and caption.")
     logging_nan_inf_filter: bool = HfArg(
@@ -83,6 +82,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
         default=False, help="Replace the model and the checkpoints of an earlier training in --output_dir."
     )
 
+    def __getstate__(self) -> dict:
+        # transformers pickles the arguments beside each model, as training_args.bin.
+        return {**self.__dict__, "hub_token": None}
+
     def __post_init__(self):
         if not (self.use_cpu or torch.accelerator.is_available() or is_torch_xla_available()):
             # transformers takes the CPU by itself, but with bf16 it wants to be told.
@@ -101,6 +104,17 @@ class CyCLIPTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
             raise ValueError("`per_device_train_batch_size` and `per_device_eval_batch_size` must be at least 1.")
+        if self.per_device_train_batch_size * self.world_size == 1:
+            raise ValueError(
+                "A batch of one pair has no negatives, so its loss is 0 whatever the model: set `per_device_train_batch_size` "
+                "to 2 at least (the paper's is 128)."
+            )
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise ValueError(
+                f"`num_train_epochs` is {self.num_train_epochs:g} and `max_steps` is not set: there is no step to train."
+            )
+        if self.dataloader_num_workers < 0:
+            raise ValueError(f"`dataloader_num_workers` must be at least 0, got {self.dataloader_num_workers}.")
         if self.learning_rate < 0:
             raise ValueError(f"`learning_rate` must be at least 0, got {self.learning_rate}.")
         if not 0 <= self.cyclic_warmup_ratio <= 1:

@@ -10,7 +10,6 @@ from typing import NoReturn
 
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError
 from transformers.trainer_utils import set_seed
 
 from ..arguments import parse_with_config
@@ -29,10 +28,13 @@ from ..training_args import CyCLIPTrainingArguments
 from .train_checks import (
     check_evaluation,
     check_output_folder,
+    check_services,
+    check_sources,
     lock_output_folder,
     overfit_report,
     remove_checkpoints,
     set_up_overfit_check,
+    warn_of_pairs_left_out,
 )
 
 
@@ -48,7 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command with --resume_from_checkpoint goes on from the last checkpoint.")
     except (CheckpointError, DivergenceError) as error:
-        sys.exit(f"error: {error}")
+        end_with_error(error)
+
+
+def end_with_error(error: Exception) -> NoReturn:
+    """Ends the process with one line, whatever the message of a library looks like."""
+    sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 def run(argv: list[str] | None = None) -> None:
@@ -61,8 +68,10 @@ def run(argv: list[str] | None = None) -> None:
     set_seed(training_args.seed)
 
     try:
+        check_sources(model_args, data_args)
         if data_args.overfit_check is None:
             check_evaluation(data_args, training_args)
+            check_services(model_args, training_args)
             # Held until the process ends.
             lock = lock_output_folder(training_args)  # noqa: F841
             check_output_folder(model_args, training_args)
@@ -75,8 +84,8 @@ def run(argv: list[str] | None = None) -> None:
         if resume_from is not None:
             check_resumable(resume_from)
         trainer = build_trainer(model_args, data_args, training_args, resume_from)
-    except (ValueError, HfHubHTTPError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:  # OSError: what transformers raises of files, and the Hub of anything
+        end_with_error(error)
 
     if data_args.overfit_check is not None:
         run_overfit_check(trainer)
@@ -140,6 +149,11 @@ def build_trainer(
         augment=SecondView(data_args.synonyms) if data_args.inmodal_contrastive else None,
         run_arguments={"model": model_args, "data": data_args},
     )
+    if training_args.should_log and data_args.overfit_check is None:
+        num_processes = training_args.world_size
+        warn_of_pairs_left_out(
+            len(train_dataset), training_args.per_device_train_batch_size * num_processes, num_processes
+        )
     if zero_shot is not None and trainer.is_fsdp_enabled:
         raise ValueError("--eval_zero_shot does not go with FSDP, which runs no tower by itself. Leave it out.")
     return trainer

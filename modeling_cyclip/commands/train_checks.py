@@ -7,11 +7,18 @@ from pathlib import Path
 
 from datasets import Dataset
 from filelock import FileLock, Timeout
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from PIL import Image
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from ..build_model import ModelArguments
-from ..data.captions import DataArguments
+from ..data.captions import FILE_FORMATS, DataArguments
+from ..trainer import LOSS_PARTS
 from ..training_args import CyCLIPTrainingArguments
 
 
@@ -27,15 +34,98 @@ STEPS = 300
 # The recall@1 within a batch that counts as memorised.
 MEMORISED_RECALL = 0.95
 
+# What `datasets` opens in a folder besides images and tables.
+ARCHIVES = {".arrow", ".tar", ".zip", ".gz", ".zst", ".bz2", ".xz", ".7z", ".py"}
+# The largest share of the pairs that may sit out an epoch without a word.
+SITTING_OUT = 0.2
+
+
+def check_sources(model_args: ModelArguments, data_args: DataArguments) -> None:
+    """Refuses what is neither here nor a name on the Hub, folders for files, and folders without images."""
+    for args, names in (
+        (model_args, ("model_name_or_path", "config_name", "tokenizer_name")),
+        (data_args, ("dataset_name", "eval_zero_shot")),
+    ):
+        for name in names:
+            if (value := getattr(args, name)) is not None:
+                _check_name(name, value)
+    for name in ("train_file", "validation_file"):
+        if (file := getattr(data_args, name)) is not None:
+            if (path := Path(file).expanduser()).is_dir():
+                raise ValueError(f"--{name} takes a file, and {file} is a folder: take --dataset_name.")
+            if not path.is_file():
+                raise ValueError(f"--{name} {file}: there is no such file.")
+    if data_args.dataset_name is not None and (folder := Path(data_args.dataset_name).expanduser()).is_dir():
+        known = Image.registered_extensions().keys() | FILE_FORMATS.keys() | ARCHIVES
+        if not any(path.suffix.lower() in known for path in folder.rglob("*")):
+            raise ValueError(f"--dataset_name {folder}: no image, table or archive is in it or in a folder of it.")
+
+
+def _check_name(argument: str, value: str) -> None:
+    try:
+        # Shards may be a pattern.
+        if not Path(value).expanduser().exists() and not value.endswith(".tar"):
+            validate_repo_id(value)
+    except HFValidationError as error:
+        raise ValueError(
+            f"--{argument} {value}: there is no such folder or file here, and no name on the Hub has this form (user/name)."
+        ) from error
+
+
+def check_services(model_args: ModelArguments, training_args: CyCLIPTrainingArguments) -> None:
+    """Refuses reporters that are not installed, and to publish an adapter, or without a network or a token."""
+    installed = get_available_reporting_integrations()
+    for name in training_args.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(
+                f"--report_to {name} is no reporter; installed are {', '.join(installed) or 'none'}, and others are "
+                f"{', '.join(sorted(INTEGRATION_TO_CALLBACK.keys() - set(installed)))}."
+            )
+        if name not in (*installed, "flyte"):  # which transformers never lists
+            package = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml"}.get(name, name)
+            raise ValueError(f"--report_to {name} needs a package that is not installed: pip install {package}")
+    if training_args.push_to_hub:
+        if model_args.saves_adapter:
+            raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
+        if constants.HF_HUB_OFFLINE:
+            raise ValueError(
+                "--push_to_hub cannot reach the Hub while HF_HUB_OFFLINE is set: unset that, or leave --push_to_hub out and "
+                f"publish later, `cyclip publish {training_args.output_dir} user/name`."
+            )
+        if training_args.hub_token is None and get_token() is None:
+            raise ValueError("--push_to_hub needs a token: log in with `hf auth login`, or set HF_TOKEN.")
+
+
+def warn_of_pairs_left_out(num_pairs: int, batch_size: int, num_processes: int) -> None:
+    """Says how many pairs fill no batch, where they are many, and which batch leaves out fewer."""
+    left_out = num_pairs % batch_size
+    if left_out > SITTING_OUT * num_pairs and num_pairs >= 4 * num_processes:
+        # With one batch more.
+        per_device = num_pairs // (num_pairs // batch_size + 1) // num_processes
+        logger.warning(
+            f"{left_out} of the {num_pairs} training pairs, others each time, sit out every epoch: a batch of {batch_size} "
+            f"pairs leaves them over. --per_device_train_batch_size {per_device} leaves "
+            f"{num_pairs % (per_device * num_processes)}."
+        )
+
 
 def check_evaluation(data_args: DataArguments, training_args: CyCLIPTrainingArguments) -> None:
-    """Refuses a run that shall evaluate but has nothing to evaluate on."""
+    """Refuses a run that shall evaluate but has nothing to evaluate on, or choose its best by what nothing measures."""
     sets = data_args.validation_file, data_args.validation_split, data_args.validation_shards, data_args.eval_zero_shot
     if training_args.eval_strategy != "no" and not any(sets):
         raise ValueError(
             "--eval_strategy needs pairs to evaluate on (--validation_file, --validation_split or --validation_shards) or "
             "--eval_zero_shot."
         )
+    best = training_args.metric_for_best_model
+    if best is not None and training_args.eval_strategy != "no":
+        measured = ["zero_shot_top1", "zero_shot_mean_per_class"] if data_args.eval_zero_shot else []
+        if any(sets[:3]):
+            measured = ["loss", *(name for name in LOSS_PARTS if name != "inmodal_contrastive_loss"), *measured]
+        if best.removeprefix("eval_") not in measured:
+            raise ValueError(
+                f"--metric_for_best_model {best} is measured by no evaluation here; there are {', '.join(measured)}."
+            )
 
 
 def lock_output_folder(training_args: CyCLIPTrainingArguments) -> FileLock | None:
@@ -66,11 +156,9 @@ def lock_output_folder(training_args: CyCLIPTrainingArguments) -> FileLock | Non
 
 def check_output_folder(model_args: ModelArguments, training_args: CyCLIPTrainingArguments) -> None:
     """
-    Refuses to publish an adapter. Refuses a folder with the model or the checkpoints of an earlier training, unless this
+    Refuses a folder with the model or the checkpoints of an earlier training, unless this
     one goes on from them or may replace them, and one with a model where an adapter goes, or the reverse.
     """
-    if model_args.saves_adapter and training_args.push_to_hub:
-        raise ValueError("An adapter is no checkpoint to publish. Add --merge_lora, or leave out --push_to_hub.")
     if training_args.overwrite_output_dir and training_args.resume_from_checkpoint is not None:
         raise ValueError(
             "--overwrite_output_dir begins anew and --resume_from_checkpoint goes on: leave one of them out."
