@@ -15,8 +15,8 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SaveStrategy, TrainOutput
-from transformers.utils import logging
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
+from transformers.utils import PushInProgress, logging
 
 from .blockwise import in_batch_recall
 from .checkpoints import (
@@ -372,8 +372,34 @@ class CyCLIPTrainer(Trainer):
             rotate_checkpoints(run_dir, save_total_limit, checkpoint, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publishes what the end of the training would, in the background. transformers would upload the whole folder."""
+        from .hub.publish import publish_checkpoint
+
         self._complete(checkpoint_folder)  # before the Hub has a chance to fail
-        super()._push_from_checkpoint(checkpoint_folder)
+        is_pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if self.args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
+            return
+        if is_pushing and not self.args.hub_always_push:
+            return
+        if os.path.exists(os.path.join(checkpoint_folder, "adapter_config.json")):
+            return  # adapters are published merged, at the end
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        name = os.path.basename(checkpoint_folder)
+        resumed_from = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: name}
+        job = publish_checkpoint(
+            self.args.output_dir,
+            checkpoint_folder,
+            self.hub_model_id,
+            resumed_from=resumed_from.get(self.args.hub_strategy),
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            private=self.args.hub_private_repo,
+            revision=self.args.hub_revision,
+            token=self.args.hub_token,
+        )
+        if is_pushing:
+            self.push_in_progress.jobs.append(job)
+        else:
+            self.push_in_progress = PushInProgress([job])
 
     def _complete(self, checkpoint: str) -> None:
         self.accelerator.wait_for_everyone()
@@ -498,7 +524,7 @@ class CyCLIPTrainer(Trainer):
     ) -> CommitInfo | Future | None:
         r"""
         Saves the model, writes its card and publishes both in one commit, without pickles. A `hub_strategy` other than
-        `end` uploads the whole folder at every save besides, as transformers does.
+        `end` does so at every save besides.
 
         Args:
             commit_message, blocking, token, revision, private (*optional*):

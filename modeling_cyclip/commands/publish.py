@@ -11,7 +11,17 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard
 
 from ..hub.card import CARD, check_checkpoint, read_comparison
-from ..hub.publish import NOTHING, Published, PublishError, describe, left_out, make_plan, publish, read_published
+from ..hub.publish import (
+    NOTHING,
+    Published,
+    PublishError,
+    describe,
+    left_out,
+    make_plan,
+    publish,
+    read_published,
+    shows_data,
+)
 from ..hub.space import plan_space, publish_space, space_images
 from .card import add_card_arguments, read_all_results
 
@@ -26,6 +36,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--revision", help="branch to publish to, created if it does not exist (default: main)")
     parser.add_argument("--dry_run", action="store_true", help="only show what would be uploaded")
     parser.add_argument("--new_card", action="store_true", help="write a new card, even if there is one to keep")
+    parser.add_argument(
+        "--with_pictures", action="store_true",
+        help="also publish the plots of --results that show images or captions of the test set",
+    )  # fmt: skip
     parser.add_argument(
         "--with_space", action="store_true", help="also publish a Space in which people can try the model"
     )
@@ -46,12 +60,18 @@ def main(argv: list[str] | None = None) -> None:
             "comparison": read_comparison(args.comparison),
             "license": args.license,
             "new_card": args.new_card,
+            "with_pictures": args.with_pictures,
         }
         if args.dry_run:
             published = _ask(args.repo_id, args.revision)
             uploads, deletions, card = make_plan(args.output_dir, args.repo_id, published, **model)
             print(f"{args.repo_id} would be published with\n{describe(uploads, deletions, published)}")
             print(f"  left out: {', '.join(left_out(args.output_dir)) or 'nothing'}")
+            plots = [plot.name for evaluation in model["evaluations"] for plot in evaluation.plots if shows_data(plot)]
+            if plots and args.with_pictures:
+                print(f"  These plots show images or captions of the test set to everybody: {', '.join(plots)}")
+            elif plots:
+                print(f"  left out without --with_pictures, since they show the test set's data: {', '.join(plots)}")
             if args.with_space:
                 published = _ask(args.repo_id, repo_type="space")
                 space["license"] = card.data.get("license")

@@ -1,9 +1,15 @@
 """Publishes a checkpoint on the Hub: model, processor, card, plots, logs and results, in one commit."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -25,23 +31,49 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects, yaml_dump
 from huggingface_hub.utils.sha import git_hash
 
+from ..package_files import PACKAGE
 from ..run_record import RUN_RECORD
-from .card import CARD, check_checkpoint, edited_card, make_card, merge_results, sha256, weight_files, write_card
+from .card import (
+    CARD,
+    CURVE,
+    check_checkpoint,
+    edited_card,
+    headlines,
+    make_card,
+    merge_results,
+    sha256,
+    weight_files,
+    write_card,
+)
+from .outgoing import outgoing_json, outgoing_log
 from .results import Evaluation, eval_result_entries, eval_results
 
 
 # Only these files are published. Pickles (training_args.bin, optimizer states), checkpoint-* folders and whatever else lies
-# in the folder stay there. The *.py are the modelling files of a ResNet checkpoint.
+# in the folder stay there.
 PUBLISHED = (
-    "config.json", "*.safetensors", "*.safetensors.index.json", "*.py", "preprocessor_config.json", "processor_config.json",
+    "config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", RUN_RECORD,
-    "trainer_state.json", "*_results.json", "plots/*.png", "runs/**/events.out.tfevents.*",
+    "trainer_state.json", "*_results.json", CURVE, "runs/**/events.out.tfevents.*",
 )  # fmt: skip
+# These are as large as a vocabulary, whose tokens may look like paths, and hold nothing else.
+VOCABULARY = ("tokenizer.json", "vocab.json", "added_tokens.json")
+
+# Of the plots of an evaluation, these show no image and no caption of the test set.
+PLOTS_WITHOUT_DATA = ("confusion*", "class_*")
 
 # These files in the repository belong to its weights. They must not stand beside new weights.
 OF_THE_WEIGHTS = [
     "*.safetensors", "*.safetensors.index.json", ".eval_results/*", "comparison/*", "evaluation/*", "plots/*", "runs/*",
 ]  # fmt: skip
+
+
+logger = logging.getLogger(__name__)
+
+# The Hub is busy (503), or has had too many requests (429). huggingface_hub tries uploads again, but nothing else.
+BUSY = (429, 503)
+MAX_TRIES = 5
+MAX_WAIT = 300  # seconds; who is to wait for longer learns that and starts anew
 
 
 class PublishError(RuntimeError):
@@ -72,10 +104,10 @@ NOTHING = Published(commit=None, files={}, card=None, eval_results={})
 def read_published(api: HfApi, repo_id: str, revision: str | None = None, repo_type: str = "model") -> Published:
     """Reads what is on the Hub now: nothing, if the repository or the branch does not exist."""
     try:
-        commit = api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+        commit = patiently(lambda: api.repo_info(repo_id, revision=revision, repo_type=repo_type)).sha
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return NOTHING
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
+    tree = patiently(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)))
     files = {file.path: file for file in tree if isinstance(file, RepoFile)}
 
     def download(path: str) -> Path:
@@ -102,6 +134,7 @@ def publish(
     license: str | None = None,
     new_card: bool = False,
     comparison: dict[str, Any] | None = None,
+    with_pictures: bool = False,
     card: ModelCard | None = None,
     commit_message: str = "Publish the model",
 ) -> CommitInfo:
@@ -132,6 +165,8 @@ def publish(
             Whether to write a new card, even if there is one to keep.
         comparison (`dict`, *optional*):
             Results of a comparison of objectives, from [`read_comparison`], for a new card.
+        with_pictures (`bool`, *optional*, defaults to `False`):
+            Whether to publish the plots of the evaluations that show images or captions of the test set, too.
         card ([`~huggingface_hub.ModelCard`], *optional*):
             The card to publish, whatever other card there is.
         commit_message (`str`, *optional*):
@@ -147,17 +182,58 @@ def publish(
     output_dir, api = Path(output_dir), HfApi(token=token)
     check_checkpoint(output_dir)
     with saying_how_to_go_on(output_dir, repo_id):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
         if revision is not None and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+            patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
         published = read_published(api, repo_id, revision)
     options = {"license": license, "new_card": new_card, "comparison": comparison, "card": card}
+    options["with_pictures"] = with_pictures
     uploads, deletions, card = make_plan(output_dir, repo_id, published, evaluations, **options)
     options = {"commit_message": commit_message, "revision": revision, "parent_commit": published.commit}
     with saying_how_to_go_on(output_dir, repo_id):
         committed = commit(api, repo_id, uploads, deletions, **options)
     write_card(output_dir, card)
     return committed
+
+
+def publish_checkpoint(
+    output_dir: str | Path,
+    checkpoint: str | Path,
+    repo_id: str,
+    *,
+    resumed_from: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    **options: Any,
+) -> Future[CommitInfo]:
+    """
+    Publishes a checkpoint of a training that goes on, in the background. It is copied into the training's folder, since
+    it may be removed meanwhile. `resumed_from` names a folder of the repository for all that resuming needs; `options` are
+    further ones of [`publish`].
+    """
+    output_dir, checkpoint, api = Path(output_dir), Path(checkpoint), HfApi(token=token)
+    for path in published_files(checkpoint):
+        shutil.copy(path, output_dir / path.relative_to(checkpoint))
+
+    def job() -> CommitInfo:
+        try:
+            committed = publish(output_dir, repo_id, revision=revision, token=token, **options)
+        except PublishError as error:  # nobody waits for the result
+            logger.warning(error)
+            raise
+        if resumed_from is None:
+            return committed
+        uploads = {
+            f"{resumed_from}/{path.name}": outgoing_json(path)
+            if path.name in (RUN_RECORD, "trainer_state.json")
+            else path
+            for path in checkpoint.iterdir()
+            if path.is_file() and path.name != "training_args.bin"
+        }
+        message = f"{options['commit_message']}, checkpoint"
+        return commit(api, repo_id, uploads, [], commit_message=message, revision=revision)
+
+    return api.run_as_future(job)
 
 
 def make_plan(
@@ -169,6 +245,7 @@ def make_plan(
     license: str | None = None,
     new_card: bool = False,
     comparison: dict[str, Any] | None = None,
+    with_pictures: bool = False,
     card: ModelCard | None = None,
 ) -> tuple[dict[str, Path | bytes], list[str], ModelCard]:
     """What to upload, by path, which paths to delete, and the card. The arguments are those of [`publish`]."""
@@ -186,17 +263,21 @@ def make_plan(
 
     metadata, text = card.data.to_dict(), card._content
     kept = [] if of_this_model.card is None else of_this_model.card.data.get("eval_results", [])
-    merge_results(card, [*kept, *eval_results(figures)], model_name=repo_id.split("/")[-1])
+    merge_results(card, [*kept, *eval_results(headlines(figures))], model_name=repo_id.split("/")[-1])
     if card.data.to_dict() != metadata:
         text = str(card)
+    # `cyclip card` writes the code samples for this folder, unless it is told the model's name on the Hub.
+    text = text.replace(str(output_dir.resolve()), repo_id)
 
-    uploads: dict[str, Path | bytes] = {
-        path.relative_to(output_dir).as_posix(): path for path in published_files(output_dir)
-    }
+    uploads = outgoing_files(output_dir)
     for evaluation in evaluations:
-        uploads |= evaluation.files(repo_id)
+        uploads |= {
+            path: outgoing_json(content) if path.endswith(".json") else content
+            for path, content in evaluation.files(repo_id).items()
+            if with_pictures or not shows_data(path)
+        }
     if comparison is not None:
-        uploads["comparison/results.json"] = (json.dumps(comparison, indent=1) + "\n").encode()
+        uploads["comparison/results.json"] = outgoing_json((json.dumps(comparison, indent=1) + "\n").encode())
     for path, entries in eval_result_entries(figures, of_this_model.eval_results).items():
         uploads[path] = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False).encode()
     uploads[CARD] = text.encode()
@@ -209,7 +290,33 @@ def make_plan(
 
 def published_files(output_dir: Path) -> list[Path]:
     """The files to publish, except for the card."""
-    return sorted({path for pattern in PUBLISHED for path in output_dir.glob(pattern) if path.is_file()})
+    config = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
+    # The modelling files of a ResNet checkpoint. Other code in the folder is somebody's own.
+    code = [path.name for path in PACKAGE.glob("*.py")] if "auto_map" in config else []
+    return sorted({path for pattern in (*PUBLISHED, *code) for path in output_dir.glob(pattern) if path.is_file()})
+
+
+def outgoing_files(output_dir: Path) -> dict[str, Path | bytes]:
+    """The files to publish, except for the card, by path in the repository, without what they say of this machine."""
+    files: dict[str, Path | bytes] = {}
+    for path in published_files(output_dir):
+        name = path.relative_to(output_dir).as_posix()
+        if name.startswith("runs/"):
+            # Such a file, and its folder, are named after the time and after this machine.
+            time = path.name.split(".")[3]
+            number = sum(other.startswith(f"runs/{time}/") for other in files)
+            files[f"runs/{time}/events.out.tfevents.{time}.{number}"] = outgoing_log(path)
+        elif path.suffix == ".json" and name not in VOCABULARY:
+            files[name] = outgoing_json(path)
+        else:
+            files[name] = path
+    return files
+
+
+def shows_data(path: str | Path) -> bool:
+    """Whether a file of an evaluation is a plot that may show images or captions of the test set."""
+    name = Path(path).name
+    return name.endswith(".png") and not any(fnmatch(name, pattern) for pattern in PLOTS_WITHOUT_DATA)
 
 
 def left_out(output_dir: Path) -> list[str]:
@@ -231,7 +338,38 @@ def commit(
     """
     operations = [CommitOperationDelete(path) for path in deletions]
     operations += [CommitOperationAdd(path, content) for path, content in uploads.items()]
-    return api.create_commit(repo_id, operations=operations, **options)
+    return patiently(lambda: api.create_commit(repo_id, operations=operations, **options))
+
+
+def patiently(ask: Callable[[], Any]) -> Any:
+    """
+    Asks the Hub up to five times while it is busy or a page comes in place of its answer. The waits are those that the Hub
+    names, or else 1, 2, 4 and 8 seconds.
+    """
+    for number in range(1, MAX_TRIES + 1):
+        try:
+            return ask()
+        except (HfHubHTTPError, json.JSONDecodeError) as error:
+            wait, said = 2.0 ** (number - 1), "a page in place of an answer"
+            if isinstance(error, HfHubHTTPError):
+                if error.response.status_code not in BUSY:
+                    raise
+                wait, said = retry_after(error) or wait, f"status {error.response.status_code}"
+            if number == MAX_TRIES or wait > MAX_WAIT:
+                raise
+            logger.warning(f"The Hub is busy ({said}). Retrying in {wait:.0f} seconds ({number} of {MAX_TRIES - 1}).")
+            time.sleep(wait)
+
+
+def retry_after(error: HfHubHTTPError) -> float | None:
+    """The seconds to wait that an answer names, as a number or as a date; `None` without them."""
+    told = (error.response.headers.get("Retry-After") or "").strip()
+    if told.isdecimal():
+        return float(told)
+    try:
+        return max(0.0, (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # no date, or one without a time zone
+        return None
 
 
 def describe(uploads: Mapping[str, Path | bytes], deletions: Sequence[str], published: Published) -> str:
@@ -263,10 +401,19 @@ def saying_how_to_go_on(output_dir: Path, repo_id: str, what: str = "") -> Itera
                 f"The Hub does not let this token write to {what}{repo_id} (status {status}). Log in with `hf auth login`, "
                 f"or set HF_TOKEN to a token with write permission, then {again}."
             )
+        elif status in BUSY:
+            wait = retry_after(error)
+            message = f"The Hub is busy, so {what}{repo_id} was not published (status {status}). "
+            message += f"In {wait:.0f} seconds, {again}." if wait else f"Later, {again}."
         elif status == 412:
             message = f"Somebody else has changed {what}{repo_id} meanwhile, so nothing was published. To build on that, {again}."
-        # A wrong name or wrong metadata (ValueError), or what the Hub refuses (4xx, but for "too many requests").
-        elif isinstance(error, ValueError) or (status is not None and status < 500 and status != 429):
+        elif isinstance(error, json.JSONDecodeError):
+            message = (
+                f"{what}{repo_id} was not published: a page came in place of the Hub's answer, as proxies and sign-in pages "
+                f"give it. Later, {again}."
+            )
+        # A wrong name or wrong metadata (ValueError), or what the Hub refuses (4xx).
+        elif isinstance(error, ValueError) or (status is not None and status < 500):
             message += "\nThis error stays until its cause is corrected."
         else:
             message += (

@@ -8,7 +8,7 @@ from huggingface_hub import CommitInfo, HfApi, SpaceCard
 from ..data.images import list_images
 from ..package_files import PACKAGE, package_file
 from .card import CARD
-from .publish import Published, PublishError, commit, read_published, saying_how_to_go_on
+from .publish import Published, PublishError, commit, patiently, read_published, saying_how_to_go_on
 
 
 PAGE = package_file("model_cards/space")
@@ -59,8 +59,9 @@ def publish_space(
     output_dir, api = Path(output_dir), HfApi(token=token)
     with saying_how_to_go_on(output_dir, repo_id, "the Space "):
         if private is None:
-            private = api.model_info(repo_id).private
-        space = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+            private = patiently(lambda: api.model_info(repo_id)).private
+        options = {"repo_type": "space", "space_sdk": "gradio", "private": private, "exist_ok": True}
+        space = patiently(lambda: api.create_repo(repo_id, **options))
         repo_id = space.repo_id
         published = read_published(api, repo_id, repo_type="space")
     uploads, deletions = plan_space(output_dir, repo_id, published, images=images, license=license, revision=revision)

@@ -22,6 +22,9 @@ from tests.hub.repository import Blob, HubError, Repo
 USER, TOKEN = "tester", "hf_loopback"
 GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*tfevents* filter=lfs diff=lfs merge=lfs -text\n"
 
+# By the kind of a fault.
+STATUSES = {"error": 500, "busy": 503, "limited": 429}
+
 
 @dataclass
 class Fault:
@@ -34,7 +37,8 @@ class Fault:
         path (`str`):
             Regular expression, searched in the path.
         kind (`str`):
-            `"error"` (status 500), `"drop"` (the connection closes in the middle of the request), `"deaf"` (the
+            `"error"` (status 500), `"busy"` (503) and `"limited"` (429), both to be tried again after a second, `"page"`
+            (a page of HTML with status 200), `"drop"` (the connection closes in the middle of the request), `"deaf"` (the
             request is carried out and the connection closes without an answer), `"truncate"` (the connection closes
             in the middle of the answer) or `"shorten"` (half the answer, as if it were the whole).
         times (`int`):
@@ -264,8 +268,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.hang_up()
         body = self.read_body()
         try:
-            if self.fault == "error":
-                raise HubError(500, "Internal error, as the test wants it")
+            if self.fault == "page":
+                return self.send(200, b"<!DOCTYPE html><title>Please sign in</title>", {"Content-Type": "text/html"})
+            if self.fault in STATUSES:
+                raise HubError(STATUSES[self.fault], "Internal error, as the test wants it")
             user = self.user()
             if match := re.fullmatch(r"/((?:spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 return self.send_file(user, match[1], *map(unquote, match.groups()[1:]))
@@ -314,6 +320,8 @@ class _Handler(BaseHTTPRequestHandler):
     def send_failure(self, error: HubError, headers: dict[str, str] | None = None) -> None:
         message = str(error)
         headers = {**(headers or {}), "X-Error-Message": message.replace("\n", " ")}
+        if error.status in (429, 503):
+            headers["Retry-After"] = "1"
         if error.code is not None:
             headers["X-Error-Code"] = error.code
         body = message if message.startswith("{") else json.dumps({"error": message})
