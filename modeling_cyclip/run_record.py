@@ -63,6 +63,7 @@ def run_record(
         "base_model": _hub_id(base_model),
         "dataset": dataset,
         "training_pairs": len(train_dataset) if isinstance(train_dataset, Sized) else None,
+        **_images_and_captions(train_dataset),
         "captions": _caption_digest(train_dataset),
         "processes": training_args.world_size,
         "hardware": _hardware(training_args.device),
@@ -138,6 +139,29 @@ def _caption_digest(dataset: Dataset | None) -> str | None:
     return hashlib.sha256(json.dumps(captions).encode()).hexdigest()[:12]
 
 
+def _images_and_captions(dataset: Dataset | None) -> dict[str, int]:
+    """How many images and captions a table has. A row may have several captions, and several rows the file of one image."""
+    if not is_table(dataset) or not {"image", "caption"} <= set(dataset.column_names) or len(dataset) == 0:
+        return {}
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import Image, List
+
+    captions, images = dataset.select_columns("caption"), dataset.select_columns("image")
+    found = {"training_images": len(dataset), "training_captions": len(dataset)}
+    if isinstance(dataset.features["caption"], List):
+        batches = captions.with_format("arrow").iter(10_000)
+        found["training_captions"] = sum(
+            pc.sum(pc.list_value_length(batch["caption"])).as_py() or 0 for batch in batches
+        )
+    elif isinstance(dataset.features["image"], Image):
+        images = images.cast_column("image", Image(decode=False)).with_format("arrow")
+        if images[0]["image"][0]["bytes"].as_py() is None:
+            paths = [pc.struct_field(batch["image"], "path").combine_chunks() for batch in images.iter(10_000)]
+            found["training_images"] = pc.count_distinct(pa.chunked_array(paths)).as_py()
+    return found
+
+
 def _changed(arguments: Any) -> dict[str, Any]:
     """The arguments that differ from their defaults."""
     told = [(field.name, getattr(arguments, field.name), field.default) for field in dataclasses.fields(arguments)]
@@ -147,11 +171,14 @@ def _changed(arguments: Any) -> dict[str, Any]:
 def _without_folders(value: Any, is_file: bool) -> Any:
     if isinstance(value, list):
         return [_without_folders(item, is_file) for item in value]
-    return Path(value).resolve().name if is_file or _is_local(value) else value
+    if isinstance(value, dict):
+        return {name: _without_folders(item, is_file) for name, item in value.items()}
+    return Path(value).resolve().name if isinstance(value, str) and (is_file or _is_local(value)) else value
 
 
 def _is_local(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).exists()
+    # What an absolute path names may be gone by now.
+    return isinstance(value, str) and (value.startswith(("/", "~/")) or Path(value).exists())
 
 
 def _hub_id(name: str | None) -> str | None:

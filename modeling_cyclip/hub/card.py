@@ -1,8 +1,11 @@
 """Writes the card of a model, its README.md, from what the model's folder and results of evaluation hold."""
 
+import hashlib
 import json
 import logging
 import math
+import re
+import shlex
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -14,14 +17,17 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import is_matplotlib_available
 
 from ..comparison.report import answer_table
+from ..evaluation.report import CENTRED
 from ..package_files import package_file
 from ..run_record import RUN_RECORD
+from .outgoing import without_folders
 from .results import Figure, eval_results
 
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+CURVE = "plots/training_curve.png"
 
 # This file holds the SHA-256 of the card as it was last written. It shows whether somebody has edited the card since.
 WRITTEN = ".card.sha256"
@@ -34,13 +40,34 @@ WIDGET = [
         "example_title": "Cat & Dog",
     }
 ]
-LOGGED = (
-    "loss", "contrastive_loss", "inmodal_contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss",
-    "logit_scale", "image_to_text_recall@1", "text_to_image_recall@1",
-)  # fmt: skip
+# What the card says of the end of the training, by the name in the log.
+LOGGED = {
+    "loss": "training loss",
+    "contrastive_loss": "its contrastive term",
+    "inmodal_contrastive_loss": "its in-modal contrastive term",
+    "inmodal_cyclic_loss": "its in-modal cyclic term, unweighted",
+    "crossmodal_cyclic_loss": "its cross-modal cyclic term, unweighted",
+    "logit_scale": "logit scale",
+    "image_to_text_recall@1": "image-to-text recall@1 in the last training batch",
+    "text_to_image_recall@1": "text-to-image recall@1 in the last training batch",
+}
 COMPARED = ("arms", "seeds", "training_pairs", "hardware", "environment", "commit", "notes", "cost", "results")
 DATA = ("dataset_name", "train_file", "train_shards")
-EVALUATED = ("eval_loss", "eval_contrastive_loss", "eval_inmodal_cyclic_loss", "eval_crossmodal_cyclic_loss")
+EVALUATED = {
+    "eval_loss": "validation loss",
+    "eval_contrastive_loss": "validation: contrastive term",
+    "eval_inmodal_cyclic_loss": "validation: in-modal cyclic term, unweighted",
+    "eval_crossmodal_cyclic_loss": "validation: cross-modal cyclic term, unweighted",
+}
+
+# The figures that stand in a card's metadata and first in its text, by protocol. All others are in `evaluation/`.
+HEADLINES = {
+    "zero_shot": ("top1",),
+    "retrieval": ("image_to_text_recall@1", "text_to_image_recall@1"),
+    "winoground": ("group_score",),
+    "linear_probe": ("official accuracy",),
+    "consistency": ("k=1",),
+}
 
 # The two panels of the training curve: what each shows, and its label.
 PARTS = {
@@ -103,10 +130,14 @@ def make_card(
         _read_json(output_dir / name)
         for name in ("config.json", RUN_RECORD, "trainer_state.json", "eval_results.json")
     )
-    datasets = datasets or run.get("dataset")
+    run, comparison = without_folders(run), without_folders(comparison)
+    datasets, base_model = datasets or run.get("dataset"), base_model or run.get("base_model")
+    figures = [figure for figure in figures if not _is_certain(figure)]
     name = Path(model_id).resolve().name
     logs = state.get("log_history", [])
     last_log = {name: value for entry in logs for name, value in entry.items()}
+    # Both count all parts of a training that was resumed; without its end there is only the second.
+    times = [entry.get("train_runtime", entry.get("train_seconds")) for entry in logs]
 
     objectives = {(False, False): "CLIP", (False, True): "C-CyCLIP", (True, False): "I-CyCLIP", (True, True): "CyCLIP"}
     inmodal, crossmodal = (config.get(f"{term}_cyclic_weight", 0) for term in ("inmodal", "crossmodal"))
@@ -123,19 +154,20 @@ def make_card(
         license=license or run.get("model", {}).get("license"),
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
-        base_model=base_model or run.get("base_model"),
+        base_model=base_model,
         datasets=datasets,
         tags=["clip", "cyclip", "contrastive-learning", *_listed(tags)],
         widget=WIDGET,
-        model_name=name if figures else None,
-        eval_results=eval_results(figures) or None,
+        model_name=name if headlines(figures) else None,
+        eval_results=eval_results(headlines(figures)) or None,
     )
-    # The template also takes license and base_model, from the metadata.
+    # The template also takes the license, from the metadata.
     return ModelCard.from_template(
         data,
         template_path=str(package_file("model_cards/template.md")),
-        name=name,
+        name=in_markdown(name),
         model_id=model_id,
+        quoted_id=shlex.quote(model_id),
         config=config,
         is_resnet=is_resnet,
         architecture=f"A {tower} and a text transformer ({text['num_hidden_layers']} layers of width "
@@ -146,26 +178,108 @@ def make_card(
         parameters=f"{count_parameters(output_dir):,}",
         run=run,
         state=state,
+        start=_describe_start(run, base_model),
         data=_describe_data(run, _listed(datasets)),
-        runtime=last_log.get("train_runtime"),
-        last_log={name: last_log[name] for name in LOGGED if name in last_log}
-        | {name: evaluated[name] for name in EVALUATED if name in evaluated},
-        has_curve=draw_training_curve(logs, output_dir / "plots/training_curve.png"),
-        figures=figures,
+        runtime=next((time for time in reversed(times) if time is not None), None),
+        has_inmodal_contrastive="inmodal_contrastive_loss" in last_log,
+        at_the_end={label: last_log[name] for name, label in LOGGED.items() if name in last_log}
+        | {label: evaluated[name] for name, label in EVALUATED.items() if name in evaluated},
+        has_curve=draw_training_curve(logs, output_dir / CURVE),
+        tables=[table for table in (_rows(headlines(figures)), _rows(others(figures))) if table],
         comparison=comparison,
         answer=None if comparison is None else answer_table(comparison),
     )
 
 
+def _describe_start(run: dict[str, Any], base_model: str | None) -> str | None:
+    """What the training began from and which weights it moved, as far as that is known."""
+    model = run.get("model", {})
+    if base_model:
+        base = f"[{in_markdown(base_model)}](https://huggingface.co/{base_model})"
+    elif model.get("model_name_or_path"):
+        base = f"the checkpoint {in_markdown(model['model_name_or_path'])}"
+    elif model:
+        return "It was trained from random weights."
+    else:
+        return None
+    towers = model.get("lora_towers") or ["vision", "text"]
+    frozen = [tower for tower in ("vision", "text") if model.get(f"freeze_{tower}")]
+    if model.get("lora_rank") is not None:
+        how = (
+            f", with LoRA adapters of rank {model['lora_rank']} in the attention layers of the {' and the '.join(towers)} tower, "
+            "which are merged into the weights; all other weights are the base's"
+        )
+    elif frozen:
+        how = f", with the {' and the '.join(frozen)} tower frozen"
+    else:
+        how = ", all of its weights" if model else ""
+    return f"It was fine-tuned from {base}{how}."
+
+
 def _describe_data(run: dict[str, Any], datasets: list[str]) -> str:
     """The names of the training set and its size, as far as they are known."""
-    known = [f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets]
+    known = [f"[{in_markdown(name)}](https://huggingface.co/datasets/{name})" for name in datasets]
     if not known:
         told = next((value for name, value in run.get("data", {}).items() if name in DATA), None)
-        known = [f"`{name}`" for name in _listed(told)]
-    if run.get("training_pairs") is not None:
+        known = [in_markdown(name) for name in _listed(told)]
+    images, captions = run.get("training_images"), run.get("training_captions")
+    if images != captions:
+        known.append(f"{images:,} images with {captions:,} captions")
+    elif run.get("training_pairs") is not None:
         known.append(f"{run['training_pairs']:,} image-caption pairs")
     return ", ".join(known)
+
+
+def in_markdown(text: Any) -> str:
+    """A name that stands in Markdown, and in a cell of a table, as it is."""
+    text = re.sub(r"([\\`*<>|\[\]#])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)
+
+
+def headlines(figures: Iterable[Figure]) -> list[Figure]:
+    """The figures that stand for their protocols: those of `HEADLINES`, and those that the paper reports on the set."""
+    return [figure for figure in figures if _is_headline(figure)]
+
+
+def others(figures: Iterable[Figure]) -> list[Figure]:
+    return [figure for figure in figures if not _is_headline(figure)]
+
+
+def _is_headline(figure: Figure) -> bool:
+    return figure.is_main or figure.name in HEADLINES.get(figure.task, ())
+
+
+def _is_certain(figure: Figure) -> bool:
+    """Whether any model would have this figure: the right class is among the first ten of ten."""
+    guesses = re.search(r"\btop(\d+)$", figure.name)
+    return guesses is not None and figure.classes is not None and int(guesses[1]) >= figure.classes
+
+
+def chance(figure: Figure) -> float | None:
+    """The accuracy that guessing would have, where the results say how many classes there are."""
+    task = figure.task.removesuffix(CENTRED)
+    if figure.classes is None or task not in ("zero_shot", "linear_probe"):
+        return None
+    if guesses := re.fullmatch(r"top(\d+)", figure.name):
+        return int(guesses[1]) / figure.classes
+    return 1 / figure.classes if figure.name.endswith(("accuracy", "mean_per_class")) else None
+
+
+def _rows(figures: list[Figure]) -> list[str]:
+    """Rows of a table of figures. Means over test items are shares, shown in hundredths."""
+    rows = []
+    for figure in figures:
+        data = in_markdown(figure.dataset_name) + (f" [{in_markdown(figure.split)}]" if figure.split else "")
+        cells = [data, in_markdown(figure.task), in_markdown(figure.name)]
+        if figure.items is None:
+            cells += [f"{figure.value:.4g}", "", "", ""]
+        else:
+            guessed = chance(figure)
+            cells += [f"{100 * figure.value:.2f} %", "" if guessed is None else f"{100 * guessed:.2f} %"]
+            broken = f" ({figure.left_out:,} images could not be opened)" if figure.left_out else ""
+            cells += [f"{100 * figure.low:.2f} to {100 * figure.high:.2f}", f"{figure.items:,}{broken}"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def _listed(value: str | list[str] | None) -> list[str]:
@@ -296,7 +410,15 @@ def sha256(content: Path | bytes) -> str:
 
 
 def draw_training_curve(log_history: list[dict], path: Path) -> bool:
-    """Draws what the Trainer has logged. `False` if there is nothing to draw, or no matplotlib to draw it."""
+    """
+    Draws what the Trainer has logged. `False` if there is nothing to draw, or no matplotlib to draw it: a picture that is
+    there already stays if it is of the same log, and is removed if it is of another training.
+    """
+    of_the_log = hashlib.sha256(json.dumps(log_history).encode()).hexdigest()
+    if path.is_file():
+        if of_the_log.encode() in path.read_bytes():
+            return True
+        path.unlink()
     steps = [entry for entry in log_history if "loss" in entry]
     if len(steps) < 2:
         return False
@@ -324,5 +446,5 @@ def draw_training_curve(log_history: list[dict], path: Path) -> bool:
     panels[1].set(ylabel="recall@1", ylim=(0, 1), title="recall@1 within a training batch")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without matplotlib's version in it, the same training gives the same file, which is then not uploaded again.
-    figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
+    figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None, "Source": f"log {of_the_log}"})
     return True

@@ -2,16 +2,22 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
+from datasets import Dataset, Image
 from huggingface_hub import ModelCard, eval_result_entries_to_yaml, parse_eval_result_entries
 
-from modeling_cyclip import CyCLIPModel
+from modeling_cyclip import CyCLIPModel, CyCLIPTrainingArguments
 from modeling_cyclip.commands.card import main
 from modeling_cyclip.hub.card import (
     count_parameters,
+    draw_training_curve,
     edited_card,
+    headlines,
+    in_markdown,
     make_card,
     merge_results,
     read_comparison,
@@ -19,8 +25,10 @@ from modeling_cyclip.hub.card import (
     write_model_card,
 )
 from modeling_cyclip.hub.publish import left_out, published_files
-from modeling_cyclip.hub.results import eval_result_entries, eval_results, read_results
-from tests.hub.conftest import write_results
+from modeling_cyclip.hub.results import Figure, eval_result_entries, eval_results, read_results
+from modeling_cyclip.run_record import run_record
+from tests.conftest import coloured_image
+from tests.hub.conftest import LOGS, write_results
 
 
 def test_metadata(run_folder, results):
@@ -29,11 +37,10 @@ def test_metadata(run_folder, results):
     data = card.data.to_dict()
     assert data["pipeline_tag"] == "zero-shot-image-classification" and data["library_name"] == "transformers"
     assert data["license"] == "mit" and data["widget"][0]["candidate_labels"]
-    accuracy, gap = card.data.eval_results
+    (accuracy,) = card.data.eval_results
     assert (accuracy.metric_type, accuracy.metric_value, accuracy.dataset_type, accuracy.dataset_split) == (
         "accuracy", 0.625, "clip-benchmark/wds_tiny", "test",
     )  # fmt: skip
-    assert (gap.task_type, gap.metric_type, gap.metric_value) == ("image-feature-extraction", "modality_gap", 0.515625)
     assert card.data.model_name == "vit"
 
 
@@ -41,7 +48,7 @@ def test_says_what_the_run_was(run_folder, results):
     text = make_card(run_folder, "tester/vit", read_results(results, [str(run_folder)]).figures).text
     for part in ("| 0.25 | 0.25 |", "1,234 image-caption pairs", "2 processes, each on NVIDIA H100", "torch 2.13.0",
                  "Commit `0123456789abcdef", "cyclic_warmup_ratio: 0.5", "plots/training_curve.png", "goel2022cyclip",
-                 "| wds_tiny [test] | zero_shot | top1 | 62.50 % | 56.25 to 68.75 | 1,024 |", "is contested", "`mit`",
+                 "| wds_tiny [test] | zero_shot | top1 | 62.50 % |  | 56.25 to 68.75 | 1,024 |", "is contested", "`mit`",
                  "## Intended use", "## Limitations"):  # fmt: skip
         assert part in text
     assert (run_folder / "plots" / "training_curve.png").stat().st_size > 10_000
@@ -67,6 +74,64 @@ def test_a_folder_without_a_comparison_is_refused(tmp_path):
         read_comparison(tmp_path)
 
 
+# How the training went
+
+
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_counts_the_seconds_of_all_parts_of_a_training_that_was_resumed(run_folder):
+    ends = [{"step": 4, "train_runtime": 100.0}, {"step": 5, "loss": 1.0, "train_seconds": 150.0}]
+    change(run_folder / "trainer_state.json", log_history=[*LOGS, *ends])
+    assert "**Length.** 6 steps, 1.5 epochs, 150.0 seconds." in make_card(run_folder, "tester/vit").text
+    change(run_folder / "trainer_state.json", log_history=[*LOGS, *ends, {"step": 6, "train_runtime": 200.0}])
+    assert "**Length.** 6 steps, 1.5 epochs, 200.0 seconds." in make_card(run_folder, "tester/vit").text
+
+
+@pytest.mark.parametrize(
+    "model, base, sentence",
+    [
+        ({"model_size": "nano"}, None, "It was trained from random weights."),
+        ({"model_name_or_path": "user/b"}, "user/b",
+         "It was fine-tuned from [user/b](https://huggingface.co/user/b), all of its weights."),
+        ({"model_name_or_path": "my_clip"}, None, "It was fine-tuned from the checkpoint my_clip, all of its weights."),
+        ({"model_name_or_path": "user/b", "freeze_vision": True}, "user/b", ", with the vision tower frozen."),
+        ({"model_name_or_path": "user/b", "lora_rank": 8, "lora_towers": ["vision"], "freeze_text": True}, "user/b",
+         ", with LoRA adapters of rank 8 in the attention layers of the vision tower, which are merged"),
+        ({}, "user/b", "It was fine-tuned from [user/b](https://huggingface.co/user/b)."),
+    ],
+)  # fmt: skip
+def test_says_in_a_sentence_what_the_training_began_from(run_folder, model, base, sentence):
+    change(run_folder / "run.json", model=model, base_model=base)
+    assert sentence in make_card(run_folder, "tester/vit").text
+
+
+def test_counts_images_and_captions_apart(run_folder):
+    change(run_folder / "run.json", training_pairs=1200, training_images=1200, training_captions=6000)
+    assert "1,200 images with 6,000 captions." in make_card(run_folder, "tester/vit").text
+    change(run_folder / "run.json", training_pairs=1200, training_images=1200, training_captions=1200)
+    assert "1,200 image-caption pairs." in make_card(run_folder, "tester/vit").text
+
+
+def test_calls_the_recall_in_a_batch_so(run_folder):
+    text = make_card(run_folder, "tester/vit").text
+    assert "| image-to-text recall@1 in the last training batch | 0.75 |" in text
+    assert "| validation loss | 1.312 |" in text
+
+
+def test_curve_belongs_to_the_training_that_it_shows(run_folder, monkeypatch):
+    path = run_folder / "plots" / "training_curve.png"
+    assert draw_training_curve(LOGS, path)
+    drawn = path.read_bytes()
+    monkeypatch.setattr("modeling_cyclip.hub.card.is_matplotlib_available", lambda: False)
+    assert draw_training_curve(LOGS, path) and path.read_bytes() == drawn
+    assert not draw_training_curve([{**log, "loss": 2.0} for log in LOGS], path) and not path.exists()
+
+
+# What was measured
+
+
 def test_states_no_number_that_no_file_holds(run_folder, results):
     evaluation = read_results(results, [str(run_folder)])
     text = make_card(run_folder, "tester/vit", evaluation.figures).text
@@ -86,6 +151,63 @@ def test_states_no_number_that_no_file_holds(run_folder, results):
     assert len(stated) > 20
     assert [number for number in stated if number not in held] == []
     assert "0.875" not in text and "87.50" not in text  # another model's
+
+
+def figure(name: str, task: str = "zero_shot", **values) -> Figure:
+    shown = {"value": 0.5, "low": 0.25, "high": 0.75, "items": 64, "classes": 10, "split": "test"} | values
+    return Figure(dataset_name="tiny", dataset="tiny", dataset_id=None, task=task, name=name, is_main=False, **shown)
+
+
+def test_chance_stands_beside_each_accuracy(run_folder):
+    figures = [figure("top1"), figure("top5"), figure("top10"), figure("mean_per_class", "zero_shot, centred")]
+    figures += [
+        figure("official accuracy", "linear_probe"),
+        figure("k=1", "consistency"),
+        figure("top3", classes=None),
+    ]
+    text = make_card(run_folder, "tester/vit", figures).text
+    for task, name, chance in (
+        ("zero_shot", "top1", "10.00 %"), ("zero_shot", "top5", "50.00 %"), ("zero_shot", "top3", ""),
+        ("zero_shot, centred", "mean_per_class", "10.00 %"), ("linear_probe", "official accuracy", "10.00 %"),
+        ("consistency", "k=1", ""),
+    ):  # fmt: skip
+        assert f"| tiny [test] | {task} | {name} | 50.00 % | {chance} | 25.00 to 75.00 | 64 |" in text
+    assert "top10" not in text  # of ten classes
+
+
+def test_metadata_hold_the_main_figures_and_do_not_drown_the_text(run_folder):
+    names = {"zero_shot": ["top1", "top3"], "consistency": ["k=1", "k=3"], "linear_probe": ["official accuracy"],
+             "geometry": [f"figure {number}" for number in range(20)]}  # fmt: skip
+    figures = [
+        figure(name, task, split=f"split{part}")
+        for part in range(4)
+        for task, found in names.items()
+        for name in found
+    ]
+    card = make_card(run_folder, "tester/vit", figures)
+    assert {(result.metric_name) for result in card.data.eval_results} == {
+        "zero_shot: top1", "consistency: k=1", "linear_probe: official accuracy",
+    }  # fmt: skip
+    assert len(str(card.data).splitlines()) < 160
+    folded = card.text.partition("<summary>All other figures</summary>")[2]
+    assert "figure 19" in folded and "k=3" in folded and "official accuracy" not in folded
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("wds_tiny", "wds_tiny"),
+        ("a|b\nc", r"a\|b c"),
+        ("_it_ *is* `code` <script>", r"\_it\_ \*is\* \`code\` \<script\>"),
+        ("x](http://elsewhere)", r"x\](http://elsewhere)"),
+    ],
+)
+def test_names_stand_in_the_text_as_they_are(run_folder, name, shown):
+    assert in_markdown(name) == shown
+    change(run_folder / "run.json", data={"train_file": name})
+    one = replace(figure(name, items=None), dataset_name=name)
+    text = make_card(run_folder, "tester/vit", [one]).text
+    assert f"| {shown} [test] | zero_shot | {shown} | 0.5 |  |  |  |" in text and f"**Data.** {shown}, 1,234" in text
 
 
 def test_without_results_or_training_it_claims_neither(run_folder):
@@ -160,13 +282,11 @@ def test_merging_keeps_what_it_does_not_measure_anew(run_folder, results):
     figures = read_results(results, [str(run_folder)]).figures
     card = make_card(run_folder, "tester/vit", figures)
     text, others = card.text, {key: value for key, value in card.data.to_dict().items() if key != "model-index"}
-    accuracy, gap = eval_results(figures)
-    accuracy.metric_value, gap.dataset_split = 0.75, "validation"
-    merge_results(card, [accuracy, gap], "unused")
+    (again,), (other,) = (eval_results(headlines(figures)) for _ in range(2))
+    again.metric_value, other.dataset_split = 0.75, "validation"
+    merge_results(card, [again, other], "unused")
     values = {(result.metric_type, result.dataset_split, result.metric_value) for result in card.data.eval_results}
-    assert values == {
-        ("accuracy", "test", 0.75), ("modality_gap", "test", 0.515625), ("modality_gap", "validation", 0.515625),
-    }  # fmt: skip
+    assert values == {("accuracy", "test", 0.75), ("accuracy", "validation", 0.625)}
     card = ModelCard(str(card))
     assert card.text == text and card.data.model_name == "vit"
     assert {key: value for key, value in card.data.to_dict().items() if key != "model-index"} == others
@@ -185,7 +305,7 @@ def test_knows_an_edited_card(run_folder):
 def test_command_line(run_folder, results, capsys):
     main([str(run_folder), "--model_id", "tester/vit", "--results", str(results), "--license", "cc-by-4.0"])
     card = ModelCard.load(run_folder / "README.md")
-    assert card.data.license == "cc-by-4.0" and len(card.data.eval_results) == 2
+    assert card.data.license == "cc-by-4.0" and len(card.data.eval_results) == 1
     with pytest.raises(SystemExit, match=r"error: .* holds no checkpoint"):
         main([str(results.parent)])
 
@@ -216,3 +336,24 @@ def test_counts_parameters(run_folder, resnet_folder):
     for folder in (run_folder, resnet_folder):
         assert count_parameters(folder) == CyCLIPModel.from_pretrained(folder).num_parameters()
     assert "ResNet with 1 + 1 + 1 + 1 blocks" in make_card(resnet_folder, "tester/resnet").text
+
+
+# What a run knows of its pairs
+
+
+def test_a_run_counts_the_images_and_the_captions_of_its_pairs(pairs, model, tmp_path):
+    args = CyCLIPTrainingArguments(tmp_path, use_cpu=True)
+    coloured_image("red").save(tmp_path / "red.png")
+    coloured_image("blue").save(tmp_path / "blue.png")
+    files = [str(tmp_path / name) for name in ("red.png", "blue.png", "red.png")]
+    rows = Dataset.from_dict({"image": files, "caption": ["red", "blue", "crimson"]})
+
+    def counted(dataset):
+        record = run_record(args, model, dataset)
+        return record.get("training_pairs"), record.get("training_images"), record.get("training_captions")
+
+    assert counted(pairs) == (32, 32, 64)  # two captions a row
+    assert counted(rows.cast_column("image", Image(decode=False))) == (3, 2, 3)  # two rows of one file
+    assert counted(rows.cast_column("image", Image()).select([0, 2])) == (2, 1, 2)
+    assert counted(rows) == (3, 3, 3)
+    assert counted([{"image": files[0], "caption": "red"}]) == (1, None, None)

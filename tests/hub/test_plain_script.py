@@ -65,8 +65,8 @@ def test_a_trainer_publishes_a_card_of_what_it_knows(hub, run_script, tmp_path):
     assert data["pipeline_tag"] == "zero-shot-image-classification" and data["library_name"] == "transformers"
     assert (data["base_model"], data["datasets"]) == ("tester/vit", "user/name")
     assert data["tags"] == ["clip", "cyclip", "contrastive-learning"] and "license" not in data
-    for part in ("| 0.5 | 0.125 |", "datasets/user/name), 4 image-caption pairs.", "Trained on from [tester/vit]",
-                 "**Length.** 3 steps, 3 epochs", "learning_rate: 0.001", "seed: 7", "max_steps: 3", "| contrastive_loss |",
+    for part in ("| 0.5 | 0.125 |", "datasets/user/name), 4 image-caption pairs.", "It was fine-tuned from [tester/vit]",
+                 "**Length.** 3 steps, 3 epochs", "learning_rate: 0.001", "seed: 7", "max_steps: 3", "| its contrastive term |",
                  "plots/training_curve.png", 'model="tester/known"'):  # fmt: skip
         assert part in card.text
     assert not re.search("None|Not recorded|from scratch|More information needed", str(card))
@@ -94,7 +94,7 @@ def test_what_is_not_known_is_left_out_unless_it_is_told(hub, run_script):
     run_script(UNKNOWN)
     card = card_of(hub, "tester/unknown")
     assert not {"base_model", "datasets", "license", "language", "model-index"} & set(card.data.to_dict())
-    assert "**Data.** 4 image-caption pairs.\n" in card.text and "**Start.**" not in card.text
+    assert "**Data.** 4 image-caption pairs.\n" in card.text and "fine-tuned from" not in card.text
     assert not re.search("None|Not recorded|from scratch|More information needed", str(card))
 
     told = ModelCard(hub.files("tester/unknown", "told")["README.md"].decode())
@@ -102,7 +102,7 @@ def test_what_is_not_known_is_left_out_unless_it_is_told(hub, run_script):
     assert (told.data.language, told.data.license) == ("en", "mit")
     assert told.data.tags == ["clip", "cyclip", "contrastive-learning", "colours"]
     for part in ("[user/a](https://huggingface.co/datasets/user/a), [user/b](https://huggingface.co/datasets/user/b), 4 image",
-                 "Trained on from [user/start](https://huggingface.co/user/start).", "licensed under `mit`"):  # fmt: skip
+                 "It was fine-tuned from [user/start](https://huggingface.co/user/start).", "licensed under `mit`"):  # fmt: skip
         assert part in told.text
 
 
