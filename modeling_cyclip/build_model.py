@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPConfig, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available
 
 from .configuration_cyclip import CyCLIPConfig, check_cyclic_terms
 from .configuration_cyclip_resnet import CyCLIPResNetConfig
+from .data.data_collator import check_image_processor
 from .data.tokenizer import check_tokenizer, train_tokenizer
 from .modeling_cyclip import CyCLIPModel
 from .modeling_cyclip_resnet import CyCLIPResNetModel
@@ -144,8 +145,8 @@ def build_model_and_processor(
     The model, in float32, and its processor. The captions are read only if a tokenizer is trained. The run that goes on
     from the checkpoint `resume_from` keeps its tokenizer, since other captions would train another one. `args.save_dtype`
     becomes that of the checkpoint if it is `auto`. Raises a `ValueError` for a size or an attention that does not exist,
-    another kind of checkpoint or one that lacks weights, a tokenizer that does not fit the model, an adapter instead of a
-    checkpoint, or a tower without the layers that LoRA needs.
+    another kind of checkpoint or one that lacks weights, a tokenizer or an image processor that does not fit the model, an
+    adapter instead of a checkpoint, or a tower without the layers that LoRA needs.
     """
     tokenizer = None if resume_from is None else AutoTokenizer.from_pretrained(resume_from)
     model, processor = _build(args, captions, tokenizer)
@@ -201,16 +202,23 @@ def _build(
                 "or go on with its own run by --resume_from_checkpoint."
             )
         if tokenizer is None and args.tokenizer_name is not None:
-            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+            tokenizer = _open_tokenizer(args.tokenizer_name)
         if tokenizer is not None:
             processor = CLIPProcessor(processor.image_processor, tokenizer)
+        elif _is_empty(processor.tokenizer):
+            raise ValueError(
+                f"{args.model_name_or_path} has no tokenizer: save the one that its weights were trained with there, or give "
+                "it as --tokenizer_name."
+            )
         check_tokenizer(processor.tokenizer, model.config)
+        _bound(processor.tokenizer, model.config)
+        check_image_processor(processor.image_processor, model.config)
         return model, processor
 
     config = _scratch_config(args, weights)
     text_config = config.text_config
     if tokenizer is None and args.tokenizer_name is not None:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        tokenizer = _open_tokenizer(args.tokenizer_name)
     elif tokenizer is None:
         tokenizer = train_tokenizer(captions, args.vocab_size, text_config.max_position_embeddings)
     if args.model_size is not None or args.tokenizer_name is None:
@@ -218,6 +226,7 @@ def _build(
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(text_config, name, getattr(tokenizer, name))
     check_tokenizer(tokenizer, config)
+    _bound(tokenizer, config)
     # Imported only here, since without torchvision transformers logs a line at this import.
     from transformers import CLIPImageProcessor
 
@@ -228,6 +237,26 @@ def _build(
     model_class = CyCLIPResNetModel if isinstance(config, CyCLIPResNetConfig) else CyCLIPModel
     # A saved config.json has a precision, which the towers would take.
     return model_class._from_config(config, dtype=torch.float32), CLIPProcessor(image_processor, tokenizer)
+
+
+def _open_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--tokenizer_name {name} cannot be opened: {error}") from error
+    if _is_empty(tokenizer):
+        raise ValueError(f"--tokenizer_name {name} has no vocabulary.")
+    return tokenizer
+
+
+def _is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
+    # transformers makes such a one where it finds no vocabulary.
+    return len(tokenizer) <= len(set(tokenizer.all_special_ids))
+
+
+def _bound(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:
+    """Whoever opens the tokenizer beside the trained model shall cut texts to what the model reads."""
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
 
 
 def _scratch_config(args: ModelArguments, weights: dict) -> CyCLIPConfig:

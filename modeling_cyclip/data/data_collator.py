@@ -62,7 +62,7 @@ class CyCLIPDataCollator:
             )
 
     def check_model(self, config: CLIPConfig) -> None:
-        """Raises a `ValueError` where a model with this configuration cannot read the captions as they are tokenised."""
+        """Raises a `ValueError` where a model with this configuration cannot take the captions or the images as they come out."""
         check_tokenizer(self.processor.tokenizer, config)
         positions = config.text_config.max_position_embeddings
         if self.max_length > positions:
@@ -70,6 +70,7 @@ class CyCLIPDataCollator:
                 f"The collator cuts captions to {self.max_length} tokens, but the model has positions for {positions} only: "
                 f"take `CyCLIPDataCollator(processor, max_length={positions})`."
             )
+        check_image_processor(self.processor.image_processor, config)
 
     @property
     def min_image_size(self) -> int | None:
@@ -150,6 +151,17 @@ def pixel_values(image_processor: BaseImageProcessor, processed: list[Tensor]) -
     statistics = image_processor.image_mean, image_processor.image_std
     mean, std = (torch.tensor(values)[:, None, None] / image_processor.rescale_factor for values in statistics)
     return pixels.sub_(mean).div_(std)
+
+
+def check_image_processor(image_processor: BaseImageProcessor, config: CLIPConfig) -> None:
+    """Raises a `ValueError` where the images that come out are not of the size that a model with this configuration takes."""
+    size = config.vision_config.image_size
+    height, width = process_image(image_processor, Image.new("RGB", (3, 2))).shape[-2:]
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"The image processor makes images of {width} x {height} pixels, the model takes {size} x {size}: set `size` and "
+            "`crop_size` of the processor, or take the one that the model came with."
+        )
 
 
 def _is_usual(image_processor: BaseImageProcessor) -> bool:

@@ -4,6 +4,7 @@ import copy
 import weakref
 
 import pytest
+from transformers import CLIPImageProcessor, CLIPProcessor, SiglipImageProcessor
 
 from modeling_cyclip import CyCLIPDataCollator
 from modeling_cyclip.data import data_collator
@@ -45,3 +46,25 @@ def test_plain_rows_are_opened_one_by_one(monkeypatch, processor, tmp_path):
     rows = [{"image": str(tmp_path / f"{level}.png"), "caption": "red"} for level in range(6)]
     assert CyCLIPDataCollator(processor)(rows)["pixel_values"].shape == (6, 3, 16, 16)
     assert len(in_memory) == 6 and max(in_memory) <= 2
+
+
+@pytest.mark.parametrize(
+    "image_processor, made",
+    [
+        (CLIPImageProcessor(size={"shortest_edge": 224}, crop_size=224), "224 x 224"),
+        (CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 8, "width": 16}), "16 x 8"),
+        (CLIPImageProcessor(size={"shortest_edge": 16}, do_center_crop=False), "24 x 16"),
+        (SiglipImageProcessor(size={"height": 32, "width": 32}), "32 x 32"),
+    ],
+    ids=["larger", "not square", "not cropped", "another kind"],
+)
+def test_images_that_the_model_does_not_take_are_refused_at_the_start(processor, config, image_processor, made):
+    collator = CyCLIPDataCollator(CLIPProcessor(image_processor, processor.tokenizer))
+    with pytest.raises(ValueError, match=rf"makes images of {made} pixels, the model takes 16 x 16: [^\n]*$"):
+        collator.check_model(config)
+
+
+@pytest.mark.parametrize("crop_size", [16, {"height": 16, "width": 16}])
+def test_images_that_the_model_takes_are_not_refused(processor, config, crop_size):
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 20}, crop_size=crop_size)
+    CyCLIPDataCollator(CLIPProcessor(image_processor, processor.tokenizer)).check_model(config)

@@ -5,20 +5,29 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     BertConfig,
     CLIPConfig,
     CLIPForImageClassification,
+    CLIPImageProcessor,
     CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
     ViTConfig,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel
 from modeling_cyclip.build_model import MODEL_SIZES, ModelArguments, build_model_and_processor
 from modeling_cyclip.commands import train
+from modeling_cyclip.data.tokenizer import train_tokenizer
 from modeling_cyclip.evaluation.embeddings import load_checkpoint
 from tests.conftest import coloured_image
 
@@ -271,3 +280,68 @@ def test_a_saved_configuration_does_not_set_the_precision_of_new_weights(checkpo
 def test_precisions_that_cannot_be_saved_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ModelArguments(**options)
+
+
+def test_a_processor_for_images_of_another_size_is_refused(checkpoint, processor):
+    CLIPImageProcessor(size={"shortest_edge": 224}, crop_size=224).save_pretrained(checkpoint / "other")
+    CLIPProcessor(CLIPImageProcessor.from_pretrained(checkpoint / "other"), processor.tokenizer).save_pretrained(
+        checkpoint
+    )
+    with pytest.raises(ValueError, match="makes images of 224 x 224 pixels, the model takes 16 x 16"):
+        build(model_name_or_path=str(checkpoint))
+
+
+@pytest.mark.parametrize("lacking", ["tokenizer", "image_processor"])
+def test_a_checkpoint_without_half_of_its_processor_says_which(checkpoint, processor, lacking):
+    half = {"tokenizer": processor.image_processor, "image_processor": processor.tokenizer}[lacking]
+    for path in checkpoint.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+    half.save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=rf"{checkpoint} [^\n]*{lacking.replace('_', ' ')}[^\n]*$"):
+        build(model_name_or_path=str(checkpoint))
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "an_empty_folder"])
+def test_a_tokenizer_that_cannot_be_opened_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "an_empty_folder").mkdir()
+    with pytest.raises(ValueError, match=f"--tokenizer_name {name} "):
+        build(model_size="nano", image_size=32, tokenizer_name=name)
+
+
+@pytest.mark.parametrize("limit", [512, None])
+def test_a_saved_tokenizer_takes_no_more_tokens_than_the_model(tmp_path, limit):
+    tokenizer = train_tokenizer(CAPTIONS, 560, 77)
+    tokenizer.model_max_length = limit or VERY_LARGE_INTEGER
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model, processor = build(model_size="nano", image_size=32, tokenizer_name=str(tmp_path / "tokenizer"))
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.tokenizer.model_max_length = limit or VERY_LARGE_INTEGER
+    processor.save_pretrained(tmp_path / "checkpoint")
+    _, reopened = build(model_name_or_path=str(tmp_path / "checkpoint"))
+    assert (
+        build(model_size="nano", image_size=32, tokenizer_name=str(tmp_path / "tokenizer"))[
+            1
+        ].tokenizer.model_max_length
+        == 77
+    )
+    assert reopened.tokenizer.model_max_length == 77
+
+
+def word_tokenizer(**options):
+    """Ends a text as T5's tokenizer does, with an end-of-text token alone, and the padding token is another one."""
+    backend = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "red": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>", **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({}, "no padding token"), ({"pad_token": "<pad>", "padding_side": "left"}, "pads before a text")],
+)
+def test_tokenizers_that_cannot_make_a_batch_are_refused(tmp_path, options, message):
+    word_tokenizer(model_max_length=512, **options).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        build(model_size="nano", image_size=32, tokenizer_name=str(tmp_path))
