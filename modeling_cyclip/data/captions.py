@@ -354,15 +354,21 @@ def _has_caption(caption: str | list[str] | None) -> bool:
 
 
 def _check_images(dataset: Dataset, purpose: str) -> None:
-    """Refuses a set if no image can be opened of some from all over it: then the paths or the column are wrong."""
-    for image in dataset.select(np.unique(np.linspace(0, len(dataset) - 1, PROBED_IMAGES).astype(int)))["image"]:
+    """Refuses a set if none of some images from all over it can be opened: then the paths or the column are wrong."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, PROBED_IMAGES).astype(int))
+    for number, image in enumerate(dataset.select(rows)["image"]):
         try:
             load_image(image)
-            return
         except BrokenImageError as error:
             last_error = error
+        else:
+            if number:
+                logger.warning(
+                    f"The first {number} of {len(rows)} images of the {purpose} set that were tried cannot be opened, for "
+                    f"example {last_error}"
+                )
+            return
     raise ValueError(
-        f"None of the first images of the {purpose} set can be opened, nor of those behind; the last one: {last_error}. "
-        "Paths are taken "
-        "relative to the folder of the file."
+        f"None of {len(rows)} images from all over the {purpose} set can be opened; the last one: {last_error}. Paths are "
+        "taken relative to the folder of the file."
     )

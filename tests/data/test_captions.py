@@ -126,13 +126,26 @@ def test_max_samples(folder):
         ([{**row, "caption": [7, 8]} for row in ROWS], {}, "'caption' holds lists of int64, not captions"),
         ([{**row, "image": 7} for row in ROWS], {}, "'image' holds int64, not images"),
         ([{**row, "caption": " "} for row in ROWS], {}, "None of the 3 training pairs has a caption"),
-        ([{**row, "image": "nowhere.png"} for row in ROWS], {}, r"None of the first images.*nowhere\.png"),
+        (
+            [{**row, "image": "nowhere.png"} for row in ROWS],
+            {},
+            r"None of 3 images from all over the training set.*nowhere\.png",
+        ),
         (ROWS, {"caption_templates": ["a {}"]}, "class label"),
     ],
 )
 def test_wrong_columns_are_refused_with_what_to_do(folder, rows, options, message):
     with pytest.raises(ValueError, match=message):
         load(train_file=write(folder / "pairs.jsonl", rows), **options)
+
+
+def test_a_set_is_refused_only_if_no_image_from_all_over_it_can_be_opened(folder, caplog):
+    gone = [{"image": f"gone/{number}.png", "caption": "a"} for number in range(500)]
+    train, _ = load(train_file=write(folder / "pairs.csv", [*gone[:300], *ROWS * 20]))
+    assert len(train) == 360
+    assert "The first 53 of 64 images of the training set that were tried cannot be opened" in caplog.text
+    with pytest.raises(ValueError, match="None of 64 images from all over the training set"):
+        load(train_file=write(folder / "gone.csv", gone))
 
 
 def test_unreadable_files_are_refused(folder):
