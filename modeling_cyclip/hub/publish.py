@@ -218,8 +218,8 @@ def publish_checkpoint(
     def job() -> CommitInfo:
         try:
             committed = publish(output_dir, repo_id, revision=revision, token=token, **options)
-        except PublishError as error:  # nobody waits for the result
-            logger.warning(error)
+        except (PublishError, ValueError) as error:  # nobody waits for the result
+            logger.warning(f"Of step {checkpoint.name.rpartition('-')[2]} nothing was published. {error}")
             raise
         if resumed_from is None:
             return committed
@@ -290,9 +290,10 @@ def make_plan(
 
 def published_files(output_dir: Path) -> list[Path]:
     """The files to publish, except for the card."""
-    config = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
     # The modelling files of a ResNet checkpoint. Other code in the folder is somebody's own.
-    code = [path.name for path in PACKAGE.glob("*.py")] if "auto_map" in config else []
+    config = output_dir / "config.json"
+    has_code = config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+    code = [path.name for path in PACKAGE.glob("*.py")] if has_code else []
     return sorted({path for pattern in (*PUBLISHED, *code) for path in output_dir.glob(pattern) if path.is_file()})
 
 
