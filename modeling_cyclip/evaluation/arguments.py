@@ -12,6 +12,11 @@ class DataArguments:
     dataset: str = HfArg(help="A name in benchmarks.yaml, a folder or a Hub dataset (see evaluation/README.md).")
     split: str | None = HfArg(default=None, help="Split that is measured (default: test).")
     train_split: str | None = HfArg(default=None, help="Split of reference images for consistency and linear_probe.")
+    cross_validate: int | None = HfArg(
+        default=None,
+        help="Without a training split: in how many folds consistency and linear_probe take the reference images of a fold "
+        "from the other ones.",
+    )
     shift_datasets: list[str] = HfArg(
         default_factory=list, help="Datasets that are natural distribution shifts of this one."
     )
@@ -32,10 +37,13 @@ class DataArguments:
     )
     coarse_column: str | None = HfArg(default=None, help="Superclasses, for fine_coarse.")
     exclude: str | None = HfArg(
-        default=None, help="Rows to leave out: column=value,value, such as group=flags,symbols."
+        default=None,
+        help="Rows to leave out: column=value,value, such as group=flags,symbols. Classes that lose all rows are no "
+        "candidates.",
     )
     templates: str | None = HfArg(
-        default=None, help="File of prompt templates, one a line, with {} where the class name goes."
+        default=None,
+        help="File of prompt templates, one a line, with {} where the class name goes (or %%s, {c}, {classname}).",
     )
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from ..package_files import package_file
 
 
 REGISTRY = package_file("evaluation/benchmarks.yaml")
+
+# What stands for the class name in templates: here, in the files of CLIP-benchmark and in those of others.
+PLACEHOLDER = re.compile(r"\{(?:c|name|class|label|classname|class_name)?\}|%s")
+
+# One split goes by these names. `datasets` finds the folder `val` and calls it `validation`.
+VALIDATION = ("validation", "val", "valid")
 
 
 @dataclass(frozen=True)
@@ -36,26 +43,35 @@ class Benchmark:
         - WebDataset shards `split/*.tar` (CLIP-benchmark's), in a folder or on the Hub under a name with `wds_`;
         - what `datasets.load_dataset` opens: data files, image folders, Hub datasets.
         """
-        try:
-            if (folder := self._labels_folder(split)) is not None:
-                return _read_labels_csv(folder)
-            if (shards := self._shards(split)) is not None:
-                return load_dataset("webdataset", data_files={split: shards}, split=split)
-            return load_dataset(self.path, split=split)
-        except (DatasetGenerationError, ValueError, OSError) as error:
-            raise ValueError(f"{self.path} (split {split}) cannot be loaded: {error}") from error
+        names = VALIDATION if split in VALIDATION else (split,)
+        errors = []
+        for name in sorted(names, key=lambda name: name != split):
+            try:
+                return self._load(name)
+            except (DatasetGenerationError, ValueError, OSError) as error:
+                errors.append(error)
+        raise ValueError(f"{self.path} (split {split}) cannot be loaded: {errors[0]}") from errors[0]
+
+    def _load(self, split: str) -> Dataset:
+        if (folder := self._labels_folder(split)) is not None:
+            return _read_labels_csv(folder)
+        if (shards := self._shards(split)) is not None:
+            return _lower_case(load_dataset("webdataset", data_files={split: shards}, split=split))
+        return load_dataset(self.path, split=split)
 
     def class_names(self, split: str) -> list[str] | None:
         """Names from `classnames.txt` (one a line) or the official `classes.py`; `None` where there is neither."""
         if (folder := self._labels_folder(split)) is not None:
             return _read_classes_py(folder)[0]
-        return self._lines("classnames.txt")
+        path = self._file("classnames.txt")
+        return None if path is None else read_class_names(path)
 
     def templates(self, split: str) -> list[str] | None:
         """Templates from `zeroshot_classification_templates.txt` or `classes.py`; `None` where there is neither."""
         if (folder := self._labels_folder(split)) is not None:
             return _read_classes_py(folder)[1]
-        return self._lines("zeroshot_classification_templates.txt")
+        path = self._file("zeroshot_classification_templates.txt")
+        return None if path is None else read_templates(path)
 
     def _labels_folder(self, split: str) -> Path | None:
         folders = (Path(self.path), Path(self.path, split))
@@ -70,7 +86,7 @@ class Benchmark:
     def _is_on_hub(self) -> bool:
         return not Path(self.path).exists() and "/wds_" in self.path
 
-    def _lines(self, name: str) -> list[str] | None:
+    def _file(self, name: str) -> Path | None:
         path = Path(self.path, name)
         if self._is_on_hub():
             try:
@@ -79,9 +95,7 @@ class Benchmark:
                 raise ValueError(f"{name} of {self.path} cannot be fetched from the Hub: {error}") from error
             except EntryNotFoundError:
                 return None
-        if not path.is_file():
-            return None
-        return [line.strip() for line in path.read_text().rstrip("\n").split("\n")]
+        return path if path.is_file() else None
 
 
 def open_benchmark(name_or_path: str) -> Benchmark:
@@ -92,14 +106,100 @@ def open_benchmark(name_or_path: str) -> Benchmark:
     return Benchmark(path=name_or_path)
 
 
+def read_class_names(path: Path) -> list[str]:
+    """The names in a file, one a line: line n has the name of label n - 1, so that no line may be empty."""
+    names = [" ".join(line.split()) for line in _read_text(path).rstrip().split("\n")]
+    if "" in names:
+        raise ValueError(
+            f"{path}: line {names.index('') + 1} is empty. The number of a line says which label it names; remove the line, "
+            "or write the name."
+        )
+    return names
+
+
+def read_templates(path: Path) -> list[str]:
+    """
+    The prompt templates in a file, one a line, with `{}` where the class name goes. Lines may also be Python's strings and
+    lambdas, as lists of templates are often passed around. They are parsed and never run.
+    """
+    templates = []
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                templates.append(template(_unquoted(line.strip())))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    if not templates:
+        raise ValueError(f"{path} holds no templates: write one a line, with {{}} where the class name goes.")
+    return templates
+
+
+def template(text: str) -> str:
+    """A prompt template with `{}` in each place of the class name. Raises a `ValueError` where it has none, or others."""
+    text, count = PLACEHOLDER.subn("{}", text)
+    if count == 0:
+        raise ValueError(f"A prompt template needs {{}} where the class name goes: {text!r} has none.")
+    if other := re.search(r"\{[^{}]+\}", text):
+        raise ValueError(
+            f"A prompt template has {{}} where the class name goes, and no other field: {text!r} has {other[0]}."
+        )
+    return text
+
+
+def _unquoted(line: str) -> str:
+    """What a line of Python stands for, if it is a string or a lambda; any other line as it is."""
+    code = line.removesuffix(",")
+    if not re.match(r"""lambda\b|[rRuU]?(['"])((?!\1)[^\\]|\\.)*\1$""", code):
+        return line
+    try:
+        tree = ast.parse(code, mode="eval").body
+        return _lambda_template(tree) if isinstance(tree, ast.Lambda) else ast.literal_eval(tree)
+    except (SyntaxError, AttributeError, ValueError) as error:
+        raise ValueError(f"{line!r} is Python that is not understood; write the prompt itself, with {{}}.") from error
+
+
+def _read_text(path: Path) -> str:
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{path} is in UTF-16; save it as UTF-8.")
+    try:
+        return "\n".join(content.decode("utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
+        ) from error
+
+
+def _lower_case(dataset: Dataset) -> Dataset:
+    """Columns of shards are named after the members' endings: `JPG` and `CLS` are `jpg` and `cls`."""
+    names = {name: name.lower() for name in dataset.column_names}
+    return dataset.rename_columns(names) if len(set(names.values())) == len(names) else dataset
+
+
 def _read_labels_csv(folder: Path) -> Dataset:
-    with (folder / "labels.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    table = csv.DictReader(_read_text(folder / "labels.csv").split("\n"), skipinitialspace=True)
+    table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+    rows = list(table)
     if not rows or not {"image", "label"} <= rows[0].keys():
         raise ValueError("labels.csv must have rows with the columns image and label")
-    images = [str((folder / row["image"]).resolve()) for row in rows]
-    labels = [int(row["label"]) for row in rows]
-    return Dataset.from_dict({"image": images, "label": labels}).cast_column("image", Image())
+    labels = [(row["label"] or "").strip() for row in rows]
+    if not all(label.isdecimal() for label in labels):
+        labels = _numbers_of(labels, _read_classes_py(folder)[0])
+    images = [str((folder / (row["image"] or "").strip()).resolve()) for row in rows]
+    return Dataset.from_dict({"image": images, "label": [int(label) for label in labels]}).cast_column(
+        "image", Image()
+    )
+
+
+def _numbers_of(labels: list[str], names: list[str]) -> list[int]:
+    """Labels that are names, by their place among the classes."""
+    numbers = {name: number for number, name in enumerate(names)}
+    for row, label in enumerate(labels, start=1):
+        if label not in numbers:
+            raise ValueError(
+                f"labels.csv, row {row}: {label!r} is neither a number nor one of the {len(names)} names in classes.py"
+            )
+    return [numbers[label] for label in labels]
 
 
 def _read_classes_py(folder: Path) -> tuple[list[str], list[str]]:
@@ -107,14 +207,21 @@ def _read_classes_py(folder: Path) -> tuple[list[str], list[str]]:
     path = next((path for path in (folder / "classes.py", folder.parent / "classes.py") if path.is_file()), None)
     if path is None:
         raise ValueError(f"{folder} has labels.csv, but no classes.py with the class names beside it.")
+    text = _read_text(path)
     try:
-        tree = ast.parse(path.read_text(), mode="eval").body
+        tree = ast.parse(text, mode="eval").body
         entries = {key.value: value for key, value in zip(tree.keys, tree.values, strict=True)}
-        return ast.literal_eval(entries["classes"]), [_template(node.body) for node in entries["templates"].elts]
+        return ast.literal_eval(entries["classes"]), [_lambda_template(one) for one in entries["templates"].elts]
     except (SyntaxError, AttributeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a dictionary with the lists classes and templates: {error!r}") from error
 
 
-def _template(body: ast.JoinedStr) -> str:
+def _lambda_template(function: ast.Lambda) -> str:
     """The f-string of a template's lambda, with `{}` in place of its argument."""
-    return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in body.values)
+    argument = function.args.args[0].arg
+    parts = []
+    for part in function.body.values:
+        if not isinstance(part, ast.Constant) and part.value.id != argument:
+            raise ValueError(f"{part.value.id} is not the argument {argument}")
+        parts.append(part.value if isinstance(part, ast.Constant) else "{}")
+    return "".join(parts)

@@ -1,11 +1,13 @@
 """Zero-shot accuracy at every evaluation of a training."""
 
+import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from transformers import CLIPModel, ProcessorMixin
 
 from .arguments import DataArguments
 from .benchmarks import open_benchmark
-from .embeddings import class_embeddings, image_embeddings
+from .embeddings import class_embeddings, image_features
 from .evaluation_set import load_evaluation_set
 from .zero_shot import zero_shot
 
@@ -31,9 +33,12 @@ class ZeroShotMetrics:
     def __call__(self, model: CLIPModel) -> dict[str, float]:
         """`zero_shot_top1` and `zero_shot_mean_per_class`, in [0, 1]."""
         state, images = PartialState(), self.data.dataset["image"]
-        image_embeds = image_embeddings(
+        features, broken = image_features(
             model, self.processor, images, self.batch_size, num_workers=self.num_workers, state=state
         )
+        kept = torch.ones(len(features), dtype=torch.bool)
+        kept[broken] = False
+        image_embeds = F.normalize(features[kept], dim=-1)
         class_embeds = class_embeddings(model, self.processor, self.data.class_names, self.data.templates, state=state)
-        measures = zero_shot(image_embeds, class_embeds, self.data.labels, topk=(1,))
+        measures = zero_shot(image_embeds, class_embeds, self.data.labels[kept], topk=(1,))
         return {f"zero_shot_{name}": measure.value for name, measure in measures.items()}

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from ..data.images import BrokenImageError, load_image
 from ..data.tokenizer import context_length, tokenize
 from ..modeling_cyclip import CyCLIPModel
 from .arguments import EvaluationArguments
-from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet
+from .benchmarks import template
+from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet, without_images
 
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-# Both `{}` and the `{c}` of the CLIP-benchmark files stand for the class name.
-PLACEHOLDER = re.compile(r"\{c?\}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class EmbeddedSet:
     caption_images: Tensor | None  # the image that each caption belongs to
     train: "EmbeddedSet | None"
     shifts: "list[EmbeddedSet]"
-    seed: int  # of the linear probe and of k-means
+    seed: int  # of the linear probe, of k-means and of folds
+    fingerprint: str  # of the checkpoint
 
 
 def embed_all(
@@ -63,7 +64,7 @@ def embed_all(
 
 def embed(data: EvaluationSet, encoder: "Encoder", seed: int) -> EmbeddedSet | None:
     """All embeddings of a set, its reference images and its shifts; `None` but on the main process."""
-    image_features = encoder.images(data.dataset)
+    image_features, broken = encoder.images(data.dataset)
     prompts = None if data.class_names is None else encoder.texts(class_prompts(data.class_names, data.templates))
     captions = None if data.captions is None else encoder.texts([text for texts in data.captions for text in texts])
     train = None if data.train is None else embed(data.train, encoder, seed)
@@ -71,6 +72,18 @@ def embed(data: EvaluationSet, encoder: "Encoder", seed: int) -> EmbeddedSet | N
     if not encoder.state.is_main_process:
         return None
 
+    if broken:
+        # An example of Winoground is two rows.
+        size = 2 if data.is_winoground else 1
+        left_out = {row // size for row in broken}
+        kept = [row for row in range(len(data.dataset)) if row // size not in left_out]
+        if captions is not None:
+            counts = torch.tensor([len(texts) for texts in data.captions])
+            captions = captions[torch.isin(torch.arange(len(counts)).repeat_interleave(counts), torch.tensor(kept))]
+        image_features, data = image_features[kept], without_images(data, kept, len(broken))
+    if data.train is not None:
+        data = replace(data, train=train.data)
+    data = replace(data, shifts=[shift.data for shift in shifts])
     device = encoder.state.device
     class_embeds = caption_embeds = caption_images = None
     if prompts is not None:
@@ -90,6 +103,7 @@ def embed(data: EvaluationSet, encoder: "Encoder", seed: int) -> EmbeddedSet | N
         train=train,
         shifts=shifts,
         seed=seed,
+        fingerprint=encoder.fingerprint,
     )
 
 
@@ -153,21 +167,30 @@ class Encoder:
     def __post_init__(self):
         self.fingerprint = checkpoint_fingerprint(self.model, self.processor)
 
-    def images(self, dataset: Dataset) -> Tensor | None:
-        """Features of the column `image` before normalisation, `(num_rows, dim)`; `None` but on the main process."""
+    def images(self, dataset: Dataset) -> tuple[Tensor, list[int]] | tuple[None, None]:
+        """
+        Features of the column `image` before normalisation, `(num_rows, dim)`, and the rows of images that cannot be
+        opened; `None` but on the main process.
+        """
         options = {"batch_size": self.batch_size, "num_workers": self.num_workers, "progress": True}
-        return self._kept("images", images_fingerprint(dataset), image_embeddings, images=dataset["image"], **options)
+        return self._kept("images", images_fingerprint(dataset), image_features, images=dataset["image"], **options)
 
     def texts(self, texts: Sequence[str]) -> Tensor | None:
         """Features of texts before normalisation, `(num_texts, dim)`; `None` but on the main process."""
-        fingerprint = _digest(json.dumps(texts).encode())
-        return self._kept("texts", fingerprint, text_embeddings, texts=texts, progress=len(texts) > 10_000)
 
-    def _kept(self, kind: str, data_fingerprint: str, compute: Callable[..., Tensor], **options) -> Tensor | None:
+        def compute(*args, **options) -> tuple[Tensor, list[int]]:
+            return text_embeddings(*args, normalize=False, **options), []
+
+        fingerprint = _digest(json.dumps(texts).encode())
+        return self._kept("texts", fingerprint, compute, texts=texts, progress=len(texts) > 10_000)[0]
+
+    def _kept(
+        self, kind: str, data_fingerprint: str, compute: Callable[..., tuple[Tensor, list[int]]], **options
+    ) -> tuple[Tensor, list[int]] | tuple[None, None]:
         path = self.cache_dir / f"{kind}-{self.fingerprint}-{data_fingerprint}.safetensors"
         # The main process decides for all, which need not share a file system.
         if not broadcast_object_list([path.is_file()])[0]:
-            features = compute(self.model, self.processor, normalize=False, state=self.state, **options)
+            features, broken = compute(self.model, self.processor, state=self.state, **options)
             if not features.isfinite().all():
                 raise ValueError(
                     f"The model gives embeddings of {kind} that are not finite: it has diverged in training, or its weights "
@@ -178,9 +201,14 @@ class Encoder:
                 # Under another name until it is whole, so that an interrupted run leaves no half file behind.
                 partial = path.with_suffix(f".{os.getpid()}.partial")
                 metadata = {"checkpoint": self.fingerprint, "data": data_fingerprint}
-                save_file({"features": features}, partial, metadata)
+                tensors = {"features": features, "broken": torch.tensor(broken, dtype=torch.long)}
+                save_file(tensors, partial, metadata)
                 partial.replace(path)
-        return load_file(path)["features"] if self.state.is_main_process else None
+        if not self.state.is_main_process:
+            return None, None
+        tensors = load_file(path)
+        # Files of earlier versions know of no broken images: those ended the run.
+        return tensors["features"], tensors["broken"].tolist() if "broken" in tensors else []
 
 
 def checkpoint_fingerprint(model: CLIPModel, processor: ProcessorMixin) -> str:
@@ -253,13 +281,68 @@ def image_embeddings(
         `torch.Tensor` of shape `(num_images, dim)`: float32, on the CPU.
 
     Raises:
-        `ValueError`: no images, or one that cannot be opened, with its row.
+        `ValueError`: no images, or some that cannot be opened, with the row of the first one.
     """
+    features, broken = _encode_images(model, processor, images, batch_size, num_workers, state, progress)
+    if broken:
+        raise ValueError(f"An image cannot be opened: {_first(broken)}.")
+    return F.normalize(features, dim=-1) if normalize else features
+
+
+def image_features(
+    model: CLIPModel,
+    processor: ProcessorMixin,
+    images: Sequence,
+    batch_size: int = 64,
+    *,
+    num_workers: int = 0,
+    state: PartialState | None = None,
+    progress: bool = False,
+) -> tuple[Tensor, list[int]]:
+    r"""
+    Features of images as the projection leaves them, and the rows of the images that cannot be opened. A log message
+    counts those and names the first one.
+
+    Args:
+        model, processor, images, batch_size, num_workers, state, progress:
+            As in [`image_embeddings`].
+
+    Returns:
+        `tuple(torch.Tensor, list[int])`: float32 of shape `(num_images, dim)`, on the CPU, zero in the rows of broken
+        images; these rows.
+
+    Raises:
+        `ValueError`: no images, or none that can be opened.
+    """
+    features, broken = _encode_images(model, processor, images, batch_size, num_workers, state, progress)
+    if len(broken) == len(images):
+        raise ValueError(f"None of the {len(images)} images can be opened, the first one: {_first(broken)}.")
+    if broken and (state is None or state.is_main_process):
+        logger.warning(
+            f"{len(broken)} of {len(images)} images cannot be opened and are left out, the first one: {_first(broken)}."
+        )
+    return features, list(broken)
+
+
+def _encode_images(
+    model: CLIPModel,
+    processor: ProcessorMixin,
+    images: Sequence,
+    batch_size: int,
+    num_workers: int,
+    state: PartialState | None,
+    progress: bool,
+) -> tuple[Tensor, dict[int, BrokenImageError | None]]:
     if len(images) == 0:
         raise ValueError("There are no images to embed.")
     batches = _ImageBatches(images, processor.image_processor)
-    encode = model.get_image_features
-    return _encode(model, encode, batches, len(images), batch_size, normalize, num_workers, state, progress)
+    return _encode(model, model.get_image_features, batches, len(images), batch_size, num_workers, state, progress)
+
+
+def _first(broken: dict[int, BrokenImageError | None]) -> str:
+    row, error = next(iter(broken.items()))
+    # Only the process that met a broken image knows its name.
+    return f"row {row}" if error is None else f"row {row} ({error.name}): {error.reason}"
 
 
 def text_embeddings(
@@ -299,7 +382,8 @@ def text_embeddings(
     max_length = context_length(processor.tokenizer, model.config)
     batches = _TextBatches(list(position), processor.tokenizer, max_length)
     encode = model.get_text_features
-    embeds = _encode(model, encode, batches, len(position), batch_size, normalize, 0, state, progress)
+    features, _ = _encode(model, encode, batches, len(position), batch_size, 0, state, progress)
+    embeds = F.normalize(features, dim=-1) if normalize else features
     return embeds[[position[text] for text in texts]]
 
 
@@ -348,9 +432,8 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
         raise ValueError("There are no prompt templates.")
     if empty := [index for index, name in enumerate(class_names) if not name.strip()]:
         raise ValueError(f"Class {empty[0]} has an empty name.")
-    if wrong := [template for template in templates if not PLACEHOLDER.search(template)]:
-        raise ValueError(f"A prompt template needs {{}} where the class name goes: {wrong[0]!r} has none.")
-    return [PLACEHOLDER.sub(lambda _, name=name: name, template) for name in class_names for template in templates]
+    templates = [template(text) for text in templates]
+    return [text.replace("{}", name) for name in class_names for text in templates]
 
 
 def _class_means(prompt_embeds: Tensor, num_classes: int) -> Tensor:
@@ -359,37 +442,38 @@ def _class_means(prompt_embeds: Tensor, num_classes: int) -> Tensor:
 
 
 # What a DataLoader gives to its workers is pickled where processes start by spawn or forkserver (macOS, Windows, Python
-# 3.14). A local function cannot be pickled, so these classes stand at module level.
+# 3.14). A local function cannot be pickled, so these classes stand at module level. Each gives, for some rows, the inputs of
+# the model, and the errors of those that have none.
 @dataclass(frozen=True)
 class _ImageBatches:
-    """Pixel values of the images at given rows, or the error of the first one that is broken."""
+    """Pixel values of images."""
 
     images: Sequence
     image_processor: Any
 
-    def __getitem__(self, rows: list[int]) -> dict[str, Tensor] | BrokenImageError:
-        pixels = []
+    def __getitem__(self, rows: list[int]) -> tuple[dict[str, Tensor], dict[int, BrokenImageError]]:
+        pixels, broken = [], {}
         for row in rows:
             try:
                 image = load_image(self.images[row])
             except BrokenImageError as error:
-                # An error that left a worker as an exception would arrive wrapped in the worker's traceback.
-                return BrokenImageError(f"row {row} ({error.name})", error.reason)
+                broken[row] = error
+                continue
             # One by one, so that no more than one large image is in memory.
             pixels.append(self.image_processor(image, return_tensors="pt")["pixel_values"])
-        return {"pixel_values": torch.cat(pixels)}
+        return {"pixel_values": torch.cat(pixels)} if pixels else {}, broken
 
 
 @dataclass(frozen=True)
 class _TextBatches:
-    """Tokens of the texts at given rows."""
+    """Tokens of texts."""
 
     texts: list[str]
     tokenizer: Any
     max_length: int
 
-    def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
-        return tokenize(self.tokenizer, [self.texts[row] for row in rows], self.max_length)
+    def __getitem__(self, rows: list[int]) -> tuple[dict[str, Tensor], dict[int, BrokenImageError]]:
+        return tokenize(self.tokenizer, [self.texts[row] for row in rows], self.max_length), {}
 
 
 @torch.no_grad()
@@ -399,11 +483,11 @@ def _encode(
     batches: _ImageBatches | _TextBatches,
     num_rows: int,
     batch_size: int,
-    normalize: bool,
     num_workers: int,
     state: PartialState | None,
     progress: bool,
-) -> Tensor:
+) -> tuple[Tensor, dict[int, BrokenImageError | None]]:
+    """Features, and the broken rows in their order, each with the error if this process met it."""
     process_index, num_processes = (0, 1) if state is None else (state.process_index, state.num_processes)
     own = torch.arange(num_rows).split(batch_size)[process_index::num_processes]
     loader = DataLoader(
@@ -416,21 +500,27 @@ def _encode(
     # Every process fills its own rows of a matrix of zeros; the sum over the processes has each row exactly once. The
     # matrix is on the model's device, so that no batch waits for a copy to the host.
     embeds = torch.zeros(num_rows, model.config.projection_dim, device=model.device)
+    broken = {}
     was_training = model.training
     model.eval()
     try:
         show = progress and process_index == 0
-        for rows, batch in zip(own, tqdm(loader, disable=not show, unit="batch"), strict=True):
-            if isinstance(batch, BrokenImageError):
-                raise ValueError(f"An image cannot be opened: {batch}.")
+        for rows, (batch, errors) in zip(own, tqdm(loader, disable=not show, unit="batch"), strict=True):
+            broken |= errors
+            if not batch:
+                continue
             inputs = {
                 name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None, non_blocking=True)
                 for name, tensor in batch.items()
             }
-            embeds[rows[0] : rows[-1] + 1] = encode(**inputs).pooler_output
+            own_rows = slice(rows[0], rows[-1] + 1)
+            if errors:
+                own_rows = torch.tensor([row for row in rows.tolist() if row not in errors], device=embeds.device)
+            embeds[own_rows] = encode(**inputs).pooler_output
     finally:
         model.train(was_training)
+    is_broken = torch.zeros(num_rows, device=model.device)
+    is_broken[list(broken)] = 1
     if num_processes > 1:
-        embeds = reduce(embeds, reduction="sum")
-    embeds = embeds.cpu()
-    return F.normalize(embeds, dim=-1) if normalize else embeds
+        embeds, is_broken = reduce(embeds, reduction="sum"), reduce(is_broken, reduction="sum")
+    return embeds.cpu(), {row: broken.get(row) for row in is_broken.nonzero()[:, 0].tolist()}

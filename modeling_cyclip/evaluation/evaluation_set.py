@@ -2,18 +2,19 @@
 
 import csv
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from datasets import ClassLabel, Dataset, Image, List, interleave_datasets
 from torch import Tensor
 
-from ..data.columns import MISSING_LABELS, TEXT, check_column, only_images
+from ..data.columns import MISSING_LABELS, TEXT, check_column, describe, only_images
 from ..package_files import find_file
 from .arguments import DataArguments
-from .benchmarks import Benchmark, open_benchmark
+from .benchmarks import Benchmark, open_benchmark, read_templates
 from .zero_shot import BaselineLine, fit_line
 
 
@@ -39,16 +40,30 @@ class EvaluationSet:
     train: "EvaluationSet | None" = None  # reference images
     shifts: "Sequence[EvaluationSet]" = ()  # natural distribution shifts
     baseline_line: BaselineLine | None = None  # of a shifted set: the accuracy to expect on it
+    num_folds: int | None = None  # without a training split: reference images are those of the other folds
+    pooled_classes: bool = False  # whether the classes are the distinct values of a string column, over several splits
+    # What is wrong with the data that a protocol needs, by the names of `NEEDS`: only that protocol has to fail.
+    problems: dict[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()  # what a reader of the figures should know of the data
+    num_broken: int = 0  # images that could not be opened and were left out
 
 
 def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationSet:
     """The measured set with its reference images and its shifts, not yet embedded."""
     benchmark = open_benchmark(args.dataset)
     split, train_split = args.split or benchmark.split, args.train_split or benchmark.train_split
+    if args.cross_validate is not None:
+        if args.train_split is not None:
+            raise ValueError(
+                "--train_split and --cross_validate both say where reference images come from: take one of them."
+            )
+        if args.cross_validate < 2:
+            raise ValueError(f"--cross_validate takes at least 2 folds, got {args.cross_validate}.")
+        train_split = None
     templates = None
     if args.templates is not None:
         path = find_file(args.templates, "training/recipes/comparisons", ".txt", "file of templates")
-        templates = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        templates = read_templates(path)
     # With a string label column, all these splits share their classes.
     splits = [split, *args.shift_splits, *args.class_splits, *([train_split] if train_split else [])]
 
@@ -68,7 +83,7 @@ def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationSet
         if len(shifts) != 1:
             raise ValueError(f"--baseline_points are of one shifted set, but there are {len(shifts)}.")
         shifts = [replace(shifts[0], baseline_line=fit_line(_read_points(baseline_points)))]
-    return replace(data, train=train, shifts=shifts)
+    return replace(data, train=train, shifts=shifts, num_folds=args.cross_validate)
 
 
 def load_evaluation_set(
@@ -84,10 +99,11 @@ def load_evaluation_set(
     `cls`, or the only ClassLabel column; `captions`, `caption` or `txt`. Superclasses have to be asked for.
 
     `templates` replace the benchmark's own. With a string label column, its distinct values in `split` and in the
-    `class_splits` are the classes. `labels_only` leaves out captions and superclasses, which reference images and shifted
-    sets have no use for.
+    `class_splits` are the classes. Classes of which `args.exclude` leaves no row in these splits are no candidates.
+    `labels_only` leaves out captions and superclasses, which reference images and shifted sets have no use for.
     """
-    dataset = _without(benchmark.load(split), args.exclude)
+    whole = benchmark.load(split)
+    dataset = _without(whole, args.exclude)
     name = f"{benchmark.path} [{split}]"
     if len(dataset) == 0:
         raise ValueError(f"{name} has no rows{' after --exclude' if args.exclude else ''}.")
@@ -96,28 +112,58 @@ def load_evaluation_set(
         dataset = _in_single_file(dataset)
     coarse_column = None if labels_only else args.coarse_column
     label_column = args.label_column or _default_label(dataset)
-    labels = class_names = superclasses = None
+    labels = class_names = superclasses = captions = None
+    problems, notes = {}, []
     if label_column is not None:
         check_column(dataset, label_column, "--label_column")
-        pooled = {split: dataset}
-        if dataset.features[label_column] in TEXT or coarse_column:
+        pooled, before = {split: dataset}, {split: whole}
+        if dataset.features[label_column] in TEXT or coarse_column or args.exclude:
             for other in class_splits:
                 if other not in pooled:
-                    pooled[other] = _without(benchmark.load(other), args.exclude)
-        class_names, rows = _classes(pooled, label_column, benchmark.class_names(split))
+                    before[other] = benchmark.load(other)
+                    pooled[other] = _without(before[other], args.exclude)
+        class_names, rows = _classes(pooled, label_column, benchmark, split)
+        if args.exclude and dataset.features[label_column] not in TEXT:
+            labelled = {label for part in before.values() for label in part[label_column][:]}
+            class_names, rows = _remaining(class_names, rows, labelled)
+        class_names, rows, notes = _of_different_names(class_names, rows)
         labels = torch.tensor(rows[split])
         if coarse_column is not None:
-            superclasses = _superclasses(pooled, rows, class_names, coarse_column)
+            for part in pooled.values():
+                check_column(part, coarse_column, "--coarse_column")
+            try:
+                superclasses = _superclasses(pooled, rows, class_names, coarse_column, label_column)
+            except ValueError as error:
+                problems["superclasses"] = str(error)
+    if not labels_only:
+        try:
+            captions = _captions(dataset, args.caption_column)
+        except _CaptionFault as error:
+            problems["captions"] = str(error)
     return EvaluationSet(
         name=name,
         dataset=_with_images(dataset, args.image_column, benchmark.path),
         labels=labels,
         class_names=class_names,
         templates=templates or benchmark.templates(split) or GENERAL_TEMPLATES,
-        captions=None if labels_only else _captions(dataset, args.caption_column),
+        captions=captions,
         superclasses=superclasses,
         is_winoground=is_winoground,
         benchmark=benchmark,
+        pooled_classes=label_column is not None and dataset.features[label_column] in TEXT,
+        problems=problems,
+        notes=notes,
+    )
+
+
+def without_images(data: EvaluationSet, kept: list[int], num_broken: int) -> EvaluationSet:
+    """A set with the rows `kept` alone, since the images of `num_broken` others could not be opened."""
+    return replace(
+        data,
+        dataset=data.dataset.select(kept),
+        labels=None if data.labels is None else data.labels[kept],
+        captions=None if data.captions is None else [data.captions[row] for row in kept],
+        num_broken=num_broken,
     )
 
 
@@ -149,15 +195,24 @@ def _without(dataset: Dataset, exclude: str | None) -> Dataset:
     if not separator:
         raise ValueError(f"--exclude takes column=value,value, got {exclude!r}.")
     check_column(dataset, column, "--exclude")
-    unwanted = set(values.split(","))
+    # A value with a comma stands in quotation marks.
+    unwanted = {_spaced(value) for value in next(csv.reader([values]))}
     present = dataset[column][:]
     if isinstance(feature := dataset.features[column], ClassLabel):
-        if unknown := unwanted - set(feature.names):
+        if unknown := unwanted - {_spaced(name) for name in feature.names}:
             raise ValueError(
                 f"--exclude: column '{column}' has no value {min(unknown)!r}, but {', '.join(feature.names)}."
             )
-        present = feature.int2str(present)
-    return dataset.select([row for row, value in enumerate(present) if str(value) not in unwanted])
+        present = [None if label in MISSING_LABELS else feature.int2str(label) for label in present]
+    present = [_spaced(str(value)) for value in present]
+    if absent := sorted(unwanted - set(present)):
+        logger.warning(f"--exclude: no row of column '{column}' has the value {absent[0]!r}.")
+    return dataset.select([row for row, value in enumerate(present) if value not in unwanted])
+
+
+def _spaced(name: str) -> str:
+    """A class name as a caption has it: identifiers have underscores where a caption has spaces."""
+    return " ".join(name.replace("_", " ").split())
 
 
 def _with_images(dataset: Dataset, column: str | None, path: str) -> Dataset:
@@ -180,43 +235,106 @@ def _default_label(dataset: Dataset) -> str | None:
 
 
 def _classes(
-    datasets: dict[str, Dataset], column: str, names: list[str] | None
+    datasets: dict[str, Dataset], column: str, benchmark: Benchmark, split: str
 ) -> tuple[list[str], dict[str, list[int]]]:
     """Class names, and the labels of every split."""
-    feature = next(iter(datasets.values())).features[column]
+    feature = datasets[split].features[column]
     rows = {split: dataset[column][:] for split, dataset in datasets.items()}
-    for split, labels in rows.items():
-        if missing := [row for row, label in enumerate(labels) if label in MISSING_LABELS]:
-            raise ValueError(f"Row {missing[0]} of the split {split} has no label in column '{column}'.")
+    for name, labels in rows.items():
+        missing = (
+            row
+            for row, one in enumerate(labels)
+            if one in MISSING_LABELS or (isinstance(one, str) and not one.strip())
+        )
+        if (row := next(missing, None)) is not None:
+            raise ValueError(f"Row {row} of the split {name} has no label in column '{column}'.")
     if feature in TEXT:
-        names = sorted({value for values in rows.values() for value in values})
+        rows = {split: [_spaced(label) for label in labels] for split, labels in rows.items()}
+        names = sorted({name for labels in rows.values() for name in labels})
         index = {name: label for label, name in enumerate(names)}
-        return names, {split: [index[value] for value in values] for split, values in rows.items()}
-    if names is None:
+        return names, {split: [index[name] for name in labels] for split, labels in rows.items()}
+    if not isinstance(feature, ClassLabel) and "int" not in describe(feature):
+        raise ValueError(f"Column '{column}' holds {describe(feature)}, not class labels. Set --label_column.")
+    if (names := benchmark.class_names(split)) is None:
         if not isinstance(feature, ClassLabel):
             raise ValueError(
-                f"Column '{column}' has labels without names: it is not a ClassLabel column, and there is no classnames.txt "
-                "beside the data."
+                f"Column '{column}' has labels without names. Write the names to classnames.txt in the folder "
+                f"{benchmark.path}, one a line and in the order of the labels, or name a column of strings by --label_column."
             )
-        # Identifiers have underscores where a caption has spaces.
-        names = [name.replace("_", " ") for name in feature.names]
+        names = [_spaced(name) for name in feature.names]
+    for name, labels in rows.items():
+        row = max(range(len(labels)), key=labels.__getitem__)
+        if labels[row] >= len(names):
+            raise ValueError(
+                f"Row {row} of the split {name} has label {labels[row]}, but there are only {len(names)} class names "
+                f"(labels 0 to {len(names) - 1})."
+            )
     return names, rows
 
 
+def _remaining(
+    names: list[str], rows: dict[str, list[int]], labelled: set[int]
+) -> tuple[list[str], dict[str, list[int]]]:
+    """
+    Classes and labels without the classes that had rows, by the labels `labelled`, and have none now. A class that never
+    had any stays a candidate.
+    """
+    kept = {label for labels in rows.values() for label in labels}
+    candidates = [label for label in range(len(names)) if label in kept or label not in labelled]
+    position = {label: new for new, label in enumerate(candidates)}
+    return [names[label] for label in candidates], {
+        split: [position[label] for label in labels] for split, labels in rows.items()
+    }
+
+
+def _of_different_names(
+    names: list[str], rows: dict[str, list[int]]
+) -> tuple[list[str], dict[str, list[int]], list[str]]:
+    """Classes of one name as one class, since no text can tell them apart, with a note that says so."""
+    counts = Counter(names)
+    position = {name: label for label, name in enumerate(counts)}
+    rows = {split: [position[names[label]] for label in labels] for split, labels in rows.items()}
+    notes = [
+        f"{count} classes have the name '{name}' and are scored as one." for name, count in counts.items() if count > 1
+    ]
+    for note in notes:
+        logger.warning(note)
+    return list(counts), rows, notes
+
+
 def _superclasses(
-    datasets: dict[str, Dataset], rows: dict[str, list[int]], class_names: list[str], column: str
+    datasets: dict[str, Dataset], rows: dict[str, list[int]], class_names: list[str], column: str, label_column: str
 ) -> Tensor:
     """Superclass of each class, which all of its rows must share."""
-    superclass = {}
+    feature = next(iter(datasets.values())).features[column]
+    found = defaultdict(Counter)
     for split, dataset in datasets.items():
-        check_column(dataset, column, "--coarse_column")
         for label, value in zip(rows[split], dataset[column][:], strict=True):
-            if superclass.setdefault(label, value) != value:
-                raise ValueError(f"Class '{class_names[label]}' has rows of two superclasses in column '{column}'.")
-    if missing := [name for label, name in enumerate(class_names) if label not in superclass]:
-        raise ValueError(f"Class '{missing[0]}' is empty: it has no row that would say its superclass ('{column}').")
+            found[label][value] += 1
+
+    def counted(values: Counter) -> str:
+        names = {value: feature.int2str(value) if isinstance(feature, ClassLabel) else value for value in values}
+        return ", ".join(f"{names[value]} {count}" for value, count in values.most_common())
+
+    if several := {class_names[label]: values for label, values in sorted(found.items()) if len(values) > 1}:
+        told = "; ".join(f"'{name}' ({counted(values)})" for name, values in several.items())
+        quoted = ",".join(f'"{name}"' if "," in name else name for name in several)
+        raise ValueError(
+            f"{len(several)} {'class has' if len(several) == 1 else 'classes have'} rows of several superclasses in column "
+            f"'{column}': {told}. Mend the rows, or leave these classes out by --exclude '{label_column}={quoted}'."
+        )
+    if missing := [name for label, name in enumerate(class_names) if label not in found]:
+        raise ValueError(
+            f"Class '{missing[0]}' is empty: it has no row that would say its superclass ('{column}'). --class_splits names "
+            "splits with such rows."
+        )
+    superclass = {label: next(iter(values)) for label, values in found.items()}
     index = {value: number for number, value in enumerate(sorted(set(superclass.values())))}
     return torch.tensor([index[superclass[label]] for label in range(len(class_names))])
+
+
+class _CaptionFault(ValueError):
+    """Rows whose captions cannot be used. Other protocols have no need of them."""
 
 
 def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
@@ -237,5 +355,5 @@ def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
     rows = [row.split("\n") if isinstance(row, str) else row or [] for row in dataset[column]]
     captions = [[caption.strip() for caption in row if caption and caption.strip()] for row in rows]
     if empty := [row for row, texts in enumerate(captions) if not texts]:
-        raise ValueError(f"Row {empty[0]} has no caption in column '{column}'.")
+        raise _CaptionFault(f"Row {empty[0]} has no caption in column '{column}'.")
     return captions

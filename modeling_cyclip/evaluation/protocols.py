@@ -1,12 +1,16 @@
 """The protocols by name, each from an embedded set to figures."""
 
+import logging
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from .consistency import NEIGHBOURS, consistency
+from .content import MAX_SHARED, folds, image_digests, shared_images
 from .embeddings import EmbeddedSet, first_captions
 from .evaluation_set import EvaluationSet
 from .geometry import (
@@ -25,7 +29,12 @@ from .retrieval import retrieval, same_class_retrieval, winoground
 from .zero_shot import effective_robustness, fine_coarse, matched_accuracy, zero_shot
 
 
+logger = logging.getLogger(__name__)
+
 Figures = dict[str, Measure | float]
+
+# What one protocol may meet in data or on a device. The other protocols go on.
+FAILURES = (ValueError, RuntimeError, MemoryError)
 
 
 def run_shift(test: EmbeddedSet) -> Figures:
@@ -46,6 +55,8 @@ def run_shift(test: EmbeddedSet) -> Figures:
 
 
 def run_consistency(test: EmbeddedSet) -> Figures:
+    if test.train is None:
+        return _over_folds(test, run_consistency)
     train = test.train
     ks = [k for k in NEIGHBOURS if k <= len(train.labels)]
     return consistency(test.image_embeds, test.class_embeds, train.image_embeds, train.labels, ks)
@@ -57,12 +68,43 @@ def run_fine_coarse(test: EmbeddedSet) -> Figures:
 
 
 def run_linear_probe(test: EmbeddedSet) -> Figures:
+    if test.train is None:
+        return _over_folds(test, run_linear_probe)
     train = test.train
     data = (train.image_features, train.labels, test.image_features, test.labels)
     probes = {"official": linear_probe(*data, num_classes=len(test.class_embeds), seed=test.seed)}
     if len(train.labels) >= MIN_IMAGES_PER_CLASS * len(train.labels.unique()):
         probes["logistic regression"] = logistic_regression(*data, seed=test.seed)
     return {f"{probe} {name}": figure for probe, figures in probes.items() for name, figure in figures.items()}
+
+
+def _over_folds(test: EmbeddedSet, run: Callable[[EmbeddedSet], Figures]) -> Figures:
+    """
+    Every fold measured with the images of the other ones as reference images. Means over test items are taken over the
+    items of all folds, other figures are medians over the folds. What some fold cannot give is left out.
+    """
+    fold = folds(image_digests(test.data.dataset), test.labels, test.data.num_folds, test.seed).to(test.labels.device)
+    rows = [(fold == number).nonzero()[:, 0] for number in range(test.data.num_folds)]
+    found = [
+        run(replace(_rows_of(test, own), train=_rows_of(test, (fold != number).nonzero()[:, 0])))
+        for number, own in enumerate(rows)
+    ]
+    order = torch.cat(rows).argsort().cpu()
+
+    def joined(parts: list[Measure | float]) -> Measure | float:
+        if not isinstance(parts[0], Measure):
+            return statistics.median(parts)
+        scores = torch.cat([part.scores.cpu() for part in parts])[order]
+        # The classes of the items are their labels wherever a mean over classes is taken.
+        return Measure(scores, None if parts[0].classes is None else test.labels.cpu())
+
+    names = [name for name in found[0] if all(name in figures for figures in found)]
+    return {name: joined([figures[name] for figures in found]) for name in names}
+
+
+def _rows_of(test: EmbeddedSet, rows: Tensor) -> EmbeddedSet:
+    kept = {name: getattr(test, name)[rows] for name in ("image_features", "image_embeds", "labels")}
+    return replace(test, **kept, caption_embeds=None, caption_images=None)
 
 
 def run_geometry(test: EmbeddedSet) -> Figures:
@@ -108,6 +150,12 @@ class Protocol:
     centred: bool = True  # whether removing the means can change anything
 
 
+def _reference_labels(test: EvaluationSet) -> Tensor | None:
+    if test.num_folds is not None:
+        return test.labels
+    return None if test.train is None else test.train.labels
+
+
 # What protocols need, in the words of an error message, and whether a set has it.
 NEEDS: dict[str, tuple[str, Callable[[EvaluationSet], bool]]] = {
     "labels": ("class labels (--label_column)", lambda test: test.labels is not None),
@@ -116,10 +164,13 @@ NEEDS: dict[str, tuple[str, Callable[[EvaluationSet], bool]]] = {
         "at least two images a class, on average (--label_column)",
         lambda test: test.labels is not None and len(test.labels) >= 2 * len(test.labels.unique()),
     ),
-    "train": ("reference images (--train_split)", lambda test: test.train is not None),
+    "train": (
+        "reference images (--train_split, or --cross_validate)",
+        lambda test: test.train is not None or test.num_folds is not None,
+    ),
     "train_classes": (
-        "reference images of at least two classes (--train_split)",
-        lambda test: test.train is not None and test.train.labels is not None and len(test.train.labels.unique()) > 1,
+        "reference images of at least two classes (--train_split, or --cross_validate)",
+        lambda test: (labels := _reference_labels(test)) is not None and len(labels.unique()) > 1,
     ),
     "two_images": ("at least two images", lambda test: len(test.dataset) > 1),
     "shifts": ("shifted sets (--shift_datasets, --shift_splits)", lambda test: bool(test.shifts)),
@@ -146,30 +197,85 @@ PROTOCOLS = {
 }
 
 
-def choose_protocols(tasks: list[str], test: EvaluationSet) -> dict[str, Protocol]:
-    """The protocols asked for by name; for `all` those that the data allow. Others are refused with what they need."""
+def choose_protocols(
+    tasks: list[str], test: EvaluationSet, failed: dict[str, str] | None = None
+) -> dict[str, Protocol]:
+    r"""
+    The protocols asked for by name; for `all` those that the data allow.
+
+    Args:
+        tasks (`list[str]`):
+            Names of protocols, or `all`.
+        test ([`EvaluationSet`]):
+            The set that is measured.
+        failed (`dict[str, str]`, *optional*):
+            Where given, protocols that faulty data make impossible are written to it with the reason, and left out.
+
+    Returns:
+        `dict[str, Protocol]`
+
+    Raises:
+        `ValueError`: no such protocol, or one that needs what the data do not have; faulty data, without `failed` or where
+        no protocol is left; a training split that has images of the test split.
+    """
     if unknown := set(tasks) - PROTOCOLS.keys() - {"all"}:
         raise ValueError(f"There is no task {min(unknown)}; there are {', '.join(PROTOCOLS)}, and all.")
     missing = {
-        name: [what for what, is_there in (NEEDS[need] for need in protocol.needs) if not is_there(test)]
-        for name, protocol in PROTOCOLS.items()
+        name: [need for need in protocol.needs if not NEEDS[need][1](test)] for name, protocol in PROTOCOLS.items()
     }
     if "all" in tasks:
-        tasks = [name for name in PROTOCOLS if not missing[name]]
+        tasks = [name for name, needs in missing.items() if set(needs) <= test.problems.keys()]
+    chosen = []
     for task in tasks:
-        if missing[task]:
-            raise ValueError(f"The task {task} needs {missing[task][0]}, which {test.name} does not have.")
-    return {task: PROTOCOLS[task] for task in tasks}
+        if not missing[task]:
+            chosen.append(task)
+        elif (need := missing[task][0]) not in test.problems:
+            raise ValueError(f"The task {task} needs {NEEDS[need][0]}, which {test.name} does not have.")
+        elif failed is None or len(tasks) == 1:
+            raise ValueError(test.problems[need])
+        else:
+            failed[task] = test.problems[need]
+    if not chosen:
+        raise ValueError("; ".join(f"{task}: {reason}" for task, reason in (failed or {}).items()))
+    if test.train is not None and any("train" in PROTOCOLS[task].needs for task in chosen):
+        _check_shared(test)
+    return {task: PROTOCOLS[task] for task in chosen}
 
 
-def measure(embedded: EmbeddedSet, protocols: dict[str, Protocol], center: bool) -> dict[str, Figures]:
-    """Figures by task, and by `task, centred` where asked for."""
-    results = {name: protocol.run(embedded) for name, protocol in protocols.items()}
+def _check_shared(test: EvaluationSet) -> None:
+    """Refuses reference images that are the test images: each would be its own neighbour, and the probe would know it."""
+    shared, looked_for = shared_images(test.dataset, test.train.dataset)
+    told = (
+        f"{shared:,} of {looked_for:,} test images of {test.name} are among the reference images of {test.train.name}"
+    )
+    if shared > MAX_SHARED * looked_for:
+        raise ValueError(
+            f"{told}, so that consistency and linear_probe would mean nothing. Take another --train_split, or "
+            "--cross_validate 5 in its place."
+        )
+    if shared:
+        logger.warning(f"{told}.")
+
+
+def measure(
+    embedded: EmbeddedSet, protocols: dict[str, Protocol], center: bool, failed: dict[str, str] | None = None
+) -> dict[str, Figures]:
+    """
+    Figures by task, and by `task, centred` where asked for. Where `failed` is given, a task that fails is written to it
+    with the reason, and the others go on.
+    """
+    runs = [(name, protocol, embedded) for name, protocol in protocols.items()]
     if center:
-        embedded = centered(embedded)
-        results |= {
-            f"{name}{CENTRED}": protocol.run(embedded) for name, protocol in protocols.items() if protocol.centred
-        }
+        without_means = centered(embedded)
+        runs += [(f"{name}{CENTRED}", one, without_means) for name, one in protocols.items() if one.centred]
+    results = {}
+    for name, protocol, data in runs:
+        try:
+            results[name] = protocol.run(data)
+        except FAILURES as error:
+            if failed is None:
+                raise
+            failed[name] = " ".join(str(error).split())
     return results
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
-from ..evaluation.report import CENTRED
+from ..evaluation.report import CENTRED, SHAPING, command_line
 
 
 # What the Hub calls the tasks that the protocols measure.
@@ -22,6 +22,8 @@ TASK_TYPES = {
     "retrieval": "image-text-retrieval",
     "winoground": "image-text-retrieval",
 }
+# The arguments of an evaluation that may name local files.
+FILES = {"dataset", "shift_datasets", "templates", "baseline_points"}
 # The protocols with a figure that the paper reports.
 MAIN_TASKS = ("zero_shot", "retrieval", "winoground")
 
@@ -30,7 +32,7 @@ MAIN_TASKS = ("zero_shot", "retrieval", "winoground")
 class Figure:
     """One number of a results.json."""
 
-    dataset_name: str
+    dataset_name: str  # with the setting, where that is not the default: the label of the measurement
     dataset_id: str | None  # the set's name on the Hub, if it is there
     split: str | None
     task: str  # the protocol
@@ -41,6 +43,12 @@ class Figure:
     low: float | None = None
     high: float | None = None
     items: int | None = None
+    left_out: int = 0  # images that could not be opened
+    # What was measured and how, as far as it differs from the defaults and shapes this figure.
+    setting: str | None = None
+    content: str | None = None  # a digest of the images
+    dataset: str | None = None  # the plain name of the set
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,13 @@ class Evaluation:
         The files to publish, by path in the repository: the results of this checkpoint alone, and its plots. The folder
         is named after its content, so that no later run replaces it.
         """
-        content = {**self.header, "results": {model_id: self.table}}
+        header = dict(self.header)
+        if "arguments" in header:
+            header["arguments"] = {**header["arguments"], "model_name_or_path": model_id}
+            header["command"] = command_line(header["arguments"])
+        content = {**header, "results": {model_id: self.table}}
         results = (json.dumps(content, indent=2) + "\n").encode()
-        folder = f"evaluation/{self.figures[0].dataset_name}-{hashlib.sha256(results).hexdigest()[:8]}"
+        folder = f"evaluation/{self.figures[0].dataset}-{hashlib.sha256(results).hexdigest()[:8]}"
         return {f"{folder}/results.json": results} | {
             f"{folder}/plots/{plot.name}": plot.read_bytes() for plot in self.plots
         }
@@ -101,16 +113,65 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
     match = re.fullmatch(r"(.*) \[(.*)\]", data)
     dataset, split = match.groups() if match else (data, None)
     dataset_id, dataset_name = dataset if _is_on_the_hub(dataset) else None, Path(dataset).name
+    plots = header.pop("plots", None)
+    header = _without_folders(header, heading)
     header["data"] = (dataset_id or dataset_name) + (f" [{split}]" if split else "")
     main = header.get("metric of the paper") or "top1"
+    settings = {task: _setting(header.get("setting", {}), task) for task in table}
     figures = [
-        Figure(dataset_name, dataset_id, split, task, name, name == main and task in MAIN_TASKS, **figure)
+        Figure(
+            dataset_name=dataset_name + (f" ({settings[task]})" if settings[task] else ""),
+            dataset_id=dataset_id,
+            split=split,
+            task=task,
+            name=name,
+            is_main=name == main and task in MAIN_TASKS,
+            setting=settings[task],
+            content=header.get("content", {}).get("images", {}).get("digest"),
+            dataset=dataset_name,
+            classes=header.get("content", {}).get("class names", {}).get("number"),
+            **figure,
+        )
         for task, figures in table.items()
         for name, figure in figures.items()
     ]
+    folder = Path(path).parent
+    # Files of earlier versions do not say which plots are theirs.
+    drawn = sorted(folder.glob("plots/*.png")) if plots is None else [folder / plot for plot in plots]
     # An evaluation draws plots of the checkpoint that it measures first.
-    plots = sorted(Path(path).parent.glob("plots/*.png")) if heading == next(iter(tables)) else []
-    return Evaluation(plots, header, table, figures)
+    return Evaluation(drawn if heading == next(iter(tables)) else [], header, table, figures)
+
+
+def _setting(setting: Mapping[str, str], task: str) -> str | None:
+    """What of a setting shapes the figures of a task, in words."""
+    shaping = {name: SHAPING[name] for name in setting}
+    task = task.removesuffix(CENTRED)
+    parts = [f"{name} {setting[name]}" for name, tasks in shaping.items() if tasks is None or task in tasks]
+    return "; ".join(parts) or None
+
+
+def _without_folders(header: dict, heading: str) -> dict:
+    """What may be published of the head of a results.json: no local folders, and nothing of other checkpoints."""
+    header = dict(header)
+    if "checkpoints" in header:
+        header["checkpoint"] = header.pop("checkpoints").get(heading)
+    if "failed" in header:
+        # The reasons may name files.
+        header["failed"] = sorted(header["failed"])
+    if "reference data" in header:
+        header["reference data"] = header["reference data"] and _without_folder(header["reference data"])
+        header["shifted data"] = [_without_folder(name) for name in header["shifted data"]]
+    for part in ("content", "broken images left out"):
+        if part in header:
+            header[part] = {_without_folder(name): value for name, value in header[part].items()}
+    if "arguments" in header:
+        told = {name: value for name, value in header["arguments"].items() if name not in ("output_dir", "compare_to")}
+        for name in FILES & told.keys():
+            values = told[name] if isinstance(told[name], list) else [told[name]]
+            short = [value if _is_on_the_hub(value) else Path(value).name for value in values]
+            told[name] = short if isinstance(told[name], list) else short[0]
+        header["arguments"] = told
+    return header
 
 
 def _is_on_the_hub(dataset: str) -> bool:
@@ -121,17 +182,25 @@ def _is_on_the_hub(dataset: str) -> bool:
 def _without_folder(name: str) -> str:
     """Shortens the folder in the name of a figure: `"/home/me/sketches [test] top1"` to `"sketches [test] top1"`."""
     dataset, bracket, rest = name.partition(" [")
-    return name if not bracket or _is_on_the_hub(dataset) else f"{Path(dataset).name} [{rest}"
+    prefix = "images of " if dataset.startswith("images of ") else ""
+    dataset = dataset.removeprefix(prefix)
+    return name if not bracket or _is_on_the_hub(dataset) else f"{prefix}{Path(dataset).name} [{rest}"
 
 
 def eval_results(figures: Iterable[Figure]) -> list[EvalResult]:
-    """Every figure, with the value of its file, for `model-index` in the metadata of a card."""
+    """
+    Every figure, with the value of its file, for `model-index` in the metadata of a card. What tells two measurements of
+    one set apart stands in the configuration of the data, since the Hub groups figures by it, and which data a local set
+    holds in their revision.
+    """
     return [
         EvalResult(
             task_type=TASK_TYPES.get(figure.task.removesuffix(CENTRED), "image-feature-extraction"),
-            dataset_type=figure.dataset_id or figure.dataset_name,
+            dataset_type=figure.dataset_id or figure.dataset,
             dataset_name=figure.dataset_name,
+            dataset_config=figure.setting,
             dataset_split=figure.split,
+            dataset_revision=None if figure.dataset_id is not None else figure.content,
             metric_type="accuracy" if figure.name == "top1" else figure.name,
             metric_name=f"{figure.task}: {figure.name}",
             metric_value=figure.value,
@@ -156,7 +225,7 @@ def eval_result_entries(
     for figure in figures:
         if not figure.is_main or figure.dataset_id is None:
             continue
-        notes = f"{figure.name} on the split {figure.split}"
+        notes = f"{figure.name} on the split {figure.split}" + (f" ({figure.setting})" if figure.setting else "")
         if figure.items is not None:
             notes += f", as a share of {figure.items} test items, 95 % interval {figure.low:.4f} to {figure.high:.4f}"
         new = EvalResultEntry(figure.dataset_id, TASK_TYPES[figure.task], figure.value, notes=notes)

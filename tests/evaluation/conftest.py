@@ -58,7 +58,7 @@ def data_folder(tmp_path_factory):
             "captions": List(Value("string")),
         }
     )
-    for split, size, offset in (("test", 28, 0), ("train", 40, 3), ("faded", 9, 20)):
+    for split, size, offset in (("test", 28, 0), ("train", 40, 7), ("faded", 9, 20)):
         rows = [(row % 4, offset + row // 4) for row in range(size)]
         columns = {
             "img": [coloured_image(NAMES[label], level) for label, level in rows],

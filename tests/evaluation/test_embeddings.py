@@ -99,9 +99,13 @@ def test_processes_share_rows_without_gap_or_repeat(model, processor, pairs, mon
     images = [row["image"] for row in pairs.select(range(29))]
     alone = image_embeddings(model, processor, images, 4, normalize=False)
     parts = []
-    monkeypatch.setattr(
-        "modeling_cyclip.evaluation.embeddings.reduce", lambda embeds, reduction: parts.append(embeds) or embeds
-    )
+
+    def reduce(tensor, reduction):
+        # Beside the embeddings, processes tell one another of broken images.
+        parts.extend([tensor] if tensor.dim() == 2 else [])
+        return tensor
+
+    monkeypatch.setattr("modeling_cyclip.evaluation.embeddings.reduce", reduce)
     for index in range(num_processes):
         image_embeddings(model, processor, images, 4, normalize=False, state=Processes(index, num_processes))
     assert torch.equal(sum(parts), alone)
@@ -180,17 +184,18 @@ def single_process():
 
 def test_encoder_reads_what_it_has_kept(model, processor, pairs, tmp_path, single_process, monkeypatch):
     encoder = Encoder(model, processor, tmp_path, 8, 0, single_process)
-    images, texts = encoder.images(pairs), encoder.texts(["red", "blue"])
+    (images, broken), texts = encoder.images(pairs), encoder.texts(["red", "blue"])
+    assert broken == []
     assert torch.equal(images, image_embeddings(model, processor, pairs["image"], 8, normalize=False))
     files = sorted(tmp_path.iterdir())
     assert [file.suffix for file in files] == [".safetensors"] * 2
     with safe_open(files[0], "pt") as file:
         assert file.metadata() == {"checkpoint": encoder.fingerprint, "data": pairs._fingerprint}
 
-    monkeypatch.setattr("modeling_cyclip.evaluation.embeddings.image_embeddings", None)
+    monkeypatch.setattr("modeling_cyclip.evaluation.embeddings.image_features", None)
     monkeypatch.setattr("modeling_cyclip.evaluation.embeddings.text_embeddings", None)
     again = Encoder(model, processor, tmp_path, 8, 0, single_process)
-    assert torch.equal(again.images(pairs), images)
+    assert torch.equal(again.images(pairs)[0], images)
     assert torch.equal(again.texts(["red", "blue"]), texts)
 
 
@@ -201,8 +206,8 @@ def test_encoder_computes_anew_what_has_changed(model, processor, pairs, tmp_pat
     after = Encoder(model, processor, tmp_path, 8, 0, single_process)
     assert torch.allclose(after.texts(["red"]), 2 * before)
     assert not torch.allclose(after.texts(["blue"]), after.texts(["red"]))
-    assert len(after.images(pairs.select(range(3)))) == 3
-    assert len(after.images(pairs.select(range(4)))) == 4
+    assert len(after.images(pairs.select(range(3)))[0]) == 3
+    assert len(after.images(pairs.select(range(4)))[0]) == 4
 
 
 def test_encoder_notices_files_with_other_content(model, processor, tmp_path, single_process):
@@ -210,10 +215,26 @@ def test_encoder_notices_files_with_other_content(model, processor, tmp_path, si
     coloured_image("red").save(path)
     rows = Dataset.from_dict({"image": [str(path)]}).cast_column("image", Image(decode=False))
     encoder = Encoder(model, processor, tmp_path / "kept", 8, 0, single_process)
-    before = encoder.images(rows)
-    assert torch.equal(encoder.images(rows), before) and len(list((tmp_path / "kept").iterdir())) == 1
+    before, _ = encoder.images(rows)
+    assert torch.equal(encoder.images(rows)[0], before) and len(list((tmp_path / "kept").iterdir())) == 1
     coloured_image("blue", size=17).save(path)
-    assert not torch.equal(encoder.images(rows), before)
+    assert not torch.equal(encoder.images(rows)[0], before)
+
+
+def test_broken_images_are_left_out_with_their_rows(model, processor, pairs, tmp_path, single_process, caplog):
+    (tmp_path / "cat.png").write_text("not an image")
+    whole, cat = [row["image"] for row in pairs.select(range(5))], {"path": str(tmp_path / "cat.png"), "bytes": None}
+    rows = Dataset.from_dict({"image": [cat, *whole, cat]}).cast_column("image", Image(decode=False))
+    # One batch has nothing but a broken image.
+    encoder = Encoder(model, processor, tmp_path / "kept", 3, 0, single_process)
+    for _ in range(2):
+        features, broken = encoder.images(rows)
+        assert broken == [0, 6]
+        assert torch.allclose(features[1:6], image_embeddings(model, processor, whole, normalize=False), atol=1e-6)
+    (message,) = caplog.messages
+    assert message.startswith("2 of 7 images cannot be opened and are left out, the first one: row 0 (")
+    with pytest.raises(ValueError, match=r"None of the 2 images can be opened, the first one: row 0 .*cat\.png"):
+        encoder.images(rows.select([0, 6]))
 
 
 def test_a_model_that_has_diverged_is_not_measured(model, processor, pairs, tmp_path, single_process):

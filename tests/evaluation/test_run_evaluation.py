@@ -1,18 +1,20 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Image, load_dataset
+from datasets import ClassLabel, Dataset, Image, concatenate_datasets, load_dataset
 
 from modeling_cyclip.commands.evaluate import main
 from modeling_cyclip.evaluation.embeddings import class_embeddings, image_embeddings
-from modeling_cyclip.evaluation.protocols import PROTOCOLS
+from modeling_cyclip.evaluation.protocols import PROTOCOLS, Protocol
 from modeling_cyclip.evaluation.report import markdown_table
 from modeling_cyclip.evaluation.zero_shot import zero_shot
+from modeling_cyclip.hub.results import eval_results, read_results
 from tests.conftest import coloured_image
 
 
@@ -69,6 +71,185 @@ def test_all_tasks_that_the_data_allow(run, checkpoint, tmp_path):
     pictures = sorted((tmp_path / "out" / "plots").iterdir())
     assert [picture.suffix for picture in pictures] == [".png", ".svg"] * 6
     assert all(f"(plots/{picture.name})" in report and picture.stat().st_size > 1000 for picture in pictures)
+
+
+def test_results_say_what_was_measured_and_how(run, checkpoint, data_folder, tmp_path):
+    (tmp_path / "short.txt").write_text("{}\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "short.txt").write_text("the {}\n")
+    base = ["--label_column", "name", "--seed", "3"]
+    plain = run(*base)
+    some = run(*base, "--exclude", "group=cold", "--templates", str(tmp_path / "short.txt"))
+    others = run(*base, "--exclude", "group=cold", "--templates", str(tmp_path / "other" / "short.txt"))
+    assert plain["setting"].keys() == {"label_column", "classes", "seed"}
+    assert some["setting"].keys() == {"label_column", "classes", "seed", "exclude", "templates"}
+    assert some["setting"]["exclude"] == "group=cold" and some["setting"]["templates"].startswith("short ")
+    assert {name for name in some["setting"] if some["setting"][name] != others["setting"][name]} == {"templates"}
+    assert some["content"]["images"]["number"] == 14 and plain["content"]["images"]["number"] == 28
+    assert some["content"]["images"] == others["content"]["images"] != plain["content"]["images"]
+    assert some["content"]["templates"] != others["content"]["templates"]
+    assert some["checkpoints"].keys() == {checkpoint} and len(some["checkpoints"][checkpoint]) == 16
+    assert {"torch", "transformers"} <= some["environment"].keys() and some["seed"] == 3
+    assert some["command"].startswith(
+        f"cyclip evaluate --dataset {data_folder} --label_column name --exclude group=cold"
+    )
+    report = (tmp_path / "out" / "results.md").read_text()
+    assert "- setting: " in report and "exclude group=cold" in report and "- command: `cyclip evaluate" in report
+
+
+def test_two_subsets_of_a_set_are_two_measurements(run, checkpoint, tmp_path):
+    def read(*arguments):
+        run(*arguments, "--label_column", "label", "--tasks", "zero_shot", "retrieval")
+        return read_results(tmp_path / "out" / "results.json", [checkpoint])
+
+    whole, some, again = (
+        read(),
+        read("--exclude", "group=cold"),
+        read("--exclude", "group=cold", "--train_split", "train"),
+    )
+    labels = [{figure.dataset_name for figure in one.figures} for one in (whole, some)]
+    assert all("exclude group=cold" in label for label in labels[1]) and not labels[0] & labels[1]
+    rows = [{one.metric_name: one for one in eval_results(evaluation.figures)} for evaluation in (whole, some, again)]
+    assert rows[1].keys() == rows[2].keys() == rows[0].keys() - {"zero_shot: top3"}
+    for name in rows[1]:
+        assert not rows[0][name].is_equal_except_value(rows[1][name])
+        assert rows[0][name].unique_identifier != rows[1][name].unique_identifier
+        # A split that plays no part in a figure makes no other measurement of it.
+        assert rows[1][name].is_equal_except_value(rows[2][name])
+    assert rows[0]["retrieval: image_to_text_recall@1"].dataset_config is None
+
+
+def test_published_results_name_no_local_folder(run, checkpoint, tmp_path):
+    (tmp_path / "short.txt").write_text("{}\n")
+    arguments = [
+        *EVERYTHING,
+        "--tasks",
+        "all",
+        "--templates",
+        str(tmp_path / "short.txt"),
+        "--compare_to",
+        checkpoint + "/",
+    ]
+    run(*arguments)
+    files = read_results(tmp_path / "out" / "results.json", [checkpoint]).files("somebody/model")
+    published = b"".join(files.values()).decode()
+    assert str(tmp_path.parent) not in published and "/tmp" not in published
+    assert json.loads(published)["command"].startswith("cyclip evaluate --dataset colours0 ")
+
+
+def test_plots_belong_to_the_run_that_drew_them(run, checkpoint, tmp_path):
+    assert run("--label_column", "label", "--plots")["plots"][0].startswith("plots/")
+    assert read_results(tmp_path / "out" / "results.json", [checkpoint]).plots
+    assert run("--label_column", "label", "--exclude", "group=cold")["plots"] == []
+    assert read_results(tmp_path / "out" / "results.json", [checkpoint]).plots == []
+
+
+@pytest.mark.parametrize("split", ["test", "all_of_it"])
+def test_reference_images_that_are_test_images_are_refused(run, data_folder, tmp_path, split):
+    copy = tmp_path / "copy"
+    shutil.copytree(data_folder, copy)
+    # Under another name, in another order and among others.
+    test, train = (
+        Dataset.from_parquet(f"{data_folder}/data/{name}-00000-of-00001.parquet") for name in ("test", "train")
+    )
+    both = concatenate_datasets([train, test.shuffle(seed=0)])
+    both.to_parquet(copy / "data" / "all_of_it-00000-of-00001.parquet")
+    with pytest.raises(
+        SystemExit, match=r"error: 28 of 28 test images .* are among the reference images .*--cross_validate 5"
+    ):
+        run("--label_column", "label", "--train_split", split, "--tasks", "consistency", dataset=copy)
+    # What needs no reference images is measured.
+    assert run("--label_column", "label", "--train_split", split, dataset=copy)["failed"] == {}
+
+
+def test_a_few_shared_images_are_only_said(monkeypatch, run, caplog):
+    monkeypatch.setattr("modeling_cyclip.evaluation.protocols.shared_images", lambda test, train: (4, 10_000))
+    run("--label_column", "label", "--train_split", "train", "--tasks", "consistency")
+    assert "4 of 10,000 test images" in caplog.text
+
+
+def test_cross_validation_takes_reference_images_from_other_folds(run, checkpoint, data_folder):
+    results = run("--label_column", "label", "--cross_validate", "4", "--tasks", "all")
+    figures = results["results"][checkpoint]
+    assert figures["consistency"]["k=1"]["items"] == figures["linear_probe"]["official accuracy"]["items"] == 28
+    assert "k=30" not in figures["consistency"]
+    assert results["setting"]["cross_validate"] == "4"
+    with pytest.raises(SystemExit, match="take one of them"):
+        run("--label_column", "label", "--cross_validate", "4", "--train_split", "train")
+    with pytest.raises(SystemExit, match="at least 2 folds"):
+        run("--label_column", "label", "--cross_validate", "1")
+
+
+def test_each_task_fails_by_itself(run, checkpoint, data_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(data_folder, copy)
+    path = str(copy / "data" / "test-00000-of-00001.parquet")
+    rows = Dataset.from_parquet(path)
+    # One of seven red images is said to be cold.
+    rows = rows.remove_columns("group").add_column(
+        "group", ["cold", *rows.features["group"].int2str(rows["group"][1:])]
+    )
+    rows.to_parquet(path)
+    for other in ("train", "faded"):
+        (copy / "data" / f"{other}-00000-of-00001.parquet").unlink()
+    arguments = ["--label_column", "label", "--coarse_column", "group", "--tasks"]
+    with pytest.raises(
+        SystemExit, match=r"1 of the tasks failed.*fine_coarse: 1 class has rows .*'red' \(warm 6, cold 1\)"
+    ):
+        run(*arguments, "all", dataset=copy)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"zero_shot", "retrieval", "geometry", "clustering"} <= results["results"][checkpoint].keys()
+    assert (
+        results["failed"].keys() == {"fine_coarse"}
+        and "fine_coarse: 1 class" in (tmp_path / "out" / "results.md").read_text()
+    )
+    with pytest.raises(SystemExit, match="error: 1 class has rows of several superclasses"):
+        run(*arguments, "fine_coarse", dataset=copy)
+    results = run(*arguments, "all", "--exclude", "label=red", dataset=copy)
+    assert results["failed"] == {} and results["results"][checkpoint]["fine_coarse"]["fine_top1"]["items"] == 21
+
+
+def test_a_task_that_fails_midway_takes_no_other_down(run, checkpoint, monkeypatch, tmp_path):
+    def fail(test):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setitem(PROTOCOLS, "geometry", Protocol(fail, ("two_images",)))
+    with pytest.raises(
+        SystemExit, match=r"1 of the tasks failed, the others are in .*results\.json\. geometry: out of memory$"
+    ):
+        run("--label_column", "label", "--tasks", "geometry", "zero_shot", "--compare_to", checkpoint + "/")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [list(tables) for tables in results["results"].values()] == [["zero_shot"]] * 3
+    with pytest.raises(SystemExit, match="error: geometry: out of memory"):
+        run("--label_column", "label", "--tasks", "geometry", output="none")
+    assert not (tmp_path / "none" / "results.json").exists()
+
+
+def test_broken_images_are_left_out_and_counted_beside_each_figure(run, checkpoint, tmp_path):
+    folder = tmp_path / "pictures"
+    for split, size in (("test", 6), ("train", 12)):
+        for name in ("red", "blue"):
+            (folder / split / name).mkdir(parents=True)
+            for level in range(size):
+                coloured_image(name, level + (10 if split == "train" else 0)).save(
+                    folder / split / name / f"{level}.png"
+                )
+    whole = run("--train_split", "train", "--tasks", "all", dataset=folder)
+    assert "left_out" not in whole["results"][checkpoint]["zero_shot"]["top1"]
+    for path in ("test/blue/2.png", "train/red/3.png", "train/red/4.png"):
+        (folder / path).write_text(f"no image: {path}")
+    results = run("--train_split", "train", "--tasks", "all", "--center", "--plots", dataset=folder)
+    figures = results["results"][checkpoint]
+    assert figures["zero_shot"]["top1"].items() >= {"items": 11, "left_out": 1}.items()
+    assert figures["consistency, centred"]["k=1"].items() >= {"items": 11, "left_out": 3}.items()
+    assert results["broken images left out"] == {"test": 1, "reference": 2}
+    assert "| 11 (1 images left out) |" in (tmp_path / "out" / "results.md").read_text()
+    (figure,) = [
+        figure
+        for figure in read_results(tmp_path / "out" / "results.json", [checkpoint]).figures
+        if (figure.task, figure.name) == ("zero_shot", "top1")
+    ]
+    assert (figure.items, figure.left_out) == (11, 1)
 
 
 def test_comparison_is_paired(run, checkpoint, model, processor, tmp_path):
@@ -129,9 +310,9 @@ def test_string_labels_with_templates_and_excluded_rows(run, checkpoint, model, 
 
 
 def test_all_tasks_leave_out_what_few_images_do_not_allow(run, checkpoint, tmp_path):
-    rows = Dataset.from_dict({"image": [coloured_image("red")], "label": [0]}).cast_column("image", Image())
-    rows = rows.cast_column("label", ClassLabel(names=["red", "blue"]))
-    for split in ("train", "test"):
+    for split, level in (("train", 1), ("test", 0)):
+        rows = Dataset.from_dict({"image": [coloured_image("red", level)], "label": [0]}).cast_column("image", Image())
+        rows = rows.cast_column("label", ClassLabel(names=["red", "blue"]))
         rows.to_parquet(tmp_path / "one" / f"{split}-00000-of-00001.parquet")
     results = run("--tasks", "all", "--train_split", "train", dataset=tmp_path / "one")["results"][checkpoint]
     assert results.keys() == {"zero_shot", "consistency"} and results["consistency"].keys() == {"k=1"}
@@ -159,7 +340,10 @@ def test_winoground(run, checkpoint, tmp_path):
     ("arguments", "message"),
     [
         (["--tasks", "zero_shots"], "no task zero_shots; there are zero_shot, shift"),
-        (["--label_column", "label", "--tasks", "consistency"], "needs reference images (--train_split)"),
+        (
+            ["--label_column", "label", "--tasks", "consistency"],
+            "needs reference images (--train_split, or --cross_validate)",
+        ),
         (["--label_column", "label", "--tasks", "shift"], "needs shifted sets (--shift_datasets, --shift_splits)"),
         (["--label_column", "label", "--tasks", "fine_coarse"], "needs superclasses (--coarse_column)"),
         (["--label_column", "code", "--tasks", "clustering"], "needs at least two images a class"),
