@@ -23,6 +23,10 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets, confi
 logger = logging.getLogger(__name__)
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+# Members that hold a caption, in the order in which they count.
+TEXTS = ("txt", "text", "caption", "json")
+# Of a json member or file.
+FIELDS = ("caption", "captions", "text", "txt")
 FEATURES = Features(
     {
         "image": {
@@ -50,8 +54,10 @@ def load_shards(patterns: list[str]) -> Dataset:
     r"""
     Opens WebDataset shards as a map-style dataset: an image is read by its offset when its row is used.
 
-    A sample is an image (`KEY.jpg`, `jpeg`, `png` or `webp`) and its caption: `KEY.txt`, or the field `caption` of
-    `KEY.json`, a string or a list of strings. Where a key comes again in a shard, the first sample that is whole counts.
+    A sample is an image (`KEY.jpg`, `jpeg`, `png` or `webp`) and its caption: `KEY.txt`, `KEY.text`, `KEY.caption`, or the
+    field `caption` (or `captions`, `text`, `txt`) of `KEY.json`, a string or a list of strings. `KEY.jpg.txt` will do, too.
+    A key may have dots. An image `KEY.NAME.png` without a caption of its own is a further part of the sample `KEY`, which
+    is not read. Where a key comes again in a shard, the first sample that is whole counts.
     The index of a shard lies beside it (`SHARD.tar.index.arrow`), or in the cache of `datasets` where that cannot be
     written. It is made anew when the shard's size or time changes.
 
@@ -84,7 +90,7 @@ def load_shards(patterns: list[str]) -> Dataset:
     if not tables:
         raise ValueError(
             f"None of the {len(shards)} shards of {' '.join(patterns)} has a sample: images named KEY.jpg, jpeg, png or "
-            "webp, each with KEY.txt or KEY.json."
+            "webp, each with KEY.txt, KEY.caption or KEY.json."
         )
     return concatenate_datasets(tables).add_column(
         "shard", np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables])
@@ -125,7 +131,7 @@ def _identity(shard: str) -> dict[str, Any]:
     if not stat.S_ISREG(status.st_mode):
         raise OSError("it is no regular file")
     # The rows hold the path, so that an index does not survive a move.
-    return {"version": 2, "path": _unicode(shard), "size": status.st_size, "time": status.st_mtime_ns}
+    return {"version": 3, "path": _unicode(shard), "size": status.st_size, "time": status.st_mtime_ns}
 
 
 def _kept_index(shard: str) -> tuple[Path, dict[str, Any]] | None:
@@ -212,16 +218,17 @@ def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, A
         except Exception as error:
             problem = f"is no tar, or a compressed or damaged one ({type(error).__name__}: {error})"
 
+    samples = {}
     rows, left_out = [], {reason: [] for reason in REASONS}
     for key, its_parts in parts.items():
-        sample, num_repeats = _first_whole(its_parts)
+        samples[key], num_repeats = _first_whole(its_parts)
         left_out["repeat"] += [key] * num_repeats
-        if "image" not in sample:
-            left_out["image"].append(key)
-        elif not (captions := _usable_captions(sample)):
-            left_out["caption"].append(key)
-        else:
+    for key, sample in samples.items():
+        captions = _usable_captions(sample)
+        if "image" in sample and captions:
             rows.append({"image": {"path": _unicode(shard), **sample["image"]}, "caption": captions})
+        elif not _belongs_to_another(key, samples):
+            left_out["caption" if "image" in sample else "image"].append(key)
     return rows, {"problem": problem, "left_out": left_out}
 
 
@@ -234,11 +241,13 @@ def _add_member(
     """
     name = _unicode(member.name)
     folder, slash, base = name.rpartition("/")
-    # As in WebDataset, a key ends at the first dot of the file name.
-    stem, _, extension = base.partition(".")
+    # In WebDataset a key ends at the first dot of the file name, so that photo.2019.jpg would be no image.
+    stem, _, extension = base.rpartition(".")
     extension = extension.lower()
-    if not stem or extension not in (*IMAGES, "txt", "json"):
+    if stem.startswith(".") or not stem or extension not in (*IMAGES, *TEXTS):
         return previous_key
+    if extension in TEXTS and stem.lower().endswith(tuple(f".{image}" for image in IMAGES)):
+        stem = stem.rpartition(".")[0]
     key = folder + slash + stem
     its_parts = parts.setdefault(key, [])
     if key != previous_key or _begins_again(its_parts[-1], extension):
@@ -248,7 +257,8 @@ def _add_member(
     else:
         file.seek(member.offset_data)
         its_parts[-1][extension] = captions_of(file.read(member.size), is_json=extension == "json")
-    return key
+    # A further part of a sample, such as KEY.mask.png, does not end it.
+    return previous_key if previous_key is not None and key.startswith(f"{previous_key}.") else key
 
 
 def _begins_again(part: dict[str, Any], extension: str) -> bool:
@@ -256,7 +266,16 @@ def _begins_again(part: dict[str, Any], extension: str) -> bool:
         return extension in part
     # A sample may have its image in two forms, and then its caption, but hardly the other way round.
     is_same_form = part["image"]["member"].lower().endswith(f".{extension}")
-    return is_same_form or "txt" in part or "json" in part
+    return is_same_form or any(text in part for text in TEXTS)
+
+
+def _belongs_to_another(key: str, samples: dict[str, dict[str, Any]]) -> bool:
+    """Whether a sample that is not whole is a further part, `KEY.NAME`, of another one."""
+    while "." in key.rpartition("/")[2]:
+        key = key.rpartition(".")[0]
+        if "image" in samples.get(key, {}) and _usable_captions(samples[key]):
+            return True
+    return False
 
 
 def _first_whole(parts: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
@@ -276,7 +295,7 @@ def _first_whole(parts: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
 
 
 def _usable_captions(sample: dict[str, Any]) -> list[str]:
-    return sample.get("txt") or sample.get("json") or []
+    return next((sample[text] for text in TEXTS if sample.get(text)), [])
 
 
 def captions_of(content: bytes, is_json: bool) -> list[str]:
@@ -285,7 +304,7 @@ def captions_of(content: bytes, is_json: bool) -> list[str]:
         value = content.decode("utf-8-sig")
         if is_json:
             value = json.loads(value)
-            value = value.get("caption") if isinstance(value, dict) else None
+            value = next((value[name] for name in FIELDS if name in value), None) if isinstance(value, dict) else None
     except (ValueError, RecursionError):
         return []
     values = value if isinstance(value, list) else [value]

@@ -107,6 +107,48 @@ def test_every_kind_of_sample_is_read(tmp_path):
         assert max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) < 12
 
 
+KEYS = {
+    # the members' names, and the image and the captions of each sample
+    "dots in keys": (
+        ["photo.2019.jpg", "photo.2019.txt", "v1.5.jpg", "v1.5.txt", "v1.6.jpg", "v1.6.txt"],
+        [("photo.2019.jpg", "photo.2019.txt"), ("v1.5.jpg", "v1.5.txt"), ("v1.6.jpg", "v1.6.txt")],
+    ),
+    "all images first": (["a.1.jpg", "a.2.jpg", "a.1.txt", "a.2.txt"], [("a.1.jpg", "a.1.txt"), ("a.2.jpg", "a.2.txt")]),
+    "a key that another one begins with": (
+        ["a.jpg", "a.txt", "a.1.jpg", "a.1.txt"], [("a.jpg", "a.txt"), ("a.1.jpg", "a.1.txt")]
+    ),
+    "further parts": (["a.mask.png", "a.jpg", "a.txt", "b.c.mask.png", "b.c.jpg", "b.c.txt"], [("a.jpg", "a.txt"), ("b.c.jpg", "b.c.txt")]),
+    "a further part within each sample": (
+        ["a.txt", "a.mask.png", "a.jpg", "b.txt", "b.mask.png", "b.jpg"], [("a.jpg", "a.txt"), ("b.jpg", "b.txt")]
+    ),
+    "captions behind the image's name": (["a.jpg", "a.jpg.txt", "b.PNG", "b.PNG.txt"], [("a.jpg", "a.jpg.txt"), ("b.PNG", "b.PNG.txt")]),
+    "other names of captions": (["a.jpg", "a.caption", "b.jpg", "b.text"], [("a.jpg", "a.caption"), ("b.jpg", "b.text")]),
+    "dots in folders": (["x.y/a.jpg", "x.y/a.txt"], [("x.y/a.jpg", "x.y/a.txt")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names, expected", KEYS.values(), ids=KEYS)
+def test_keys_and_names_of_members(tmp_path, caplog, names, expected):
+    # The caption is the name of its member.
+    members = [(name, name if name.endswith(("txt", "caption", "text")) else picture(0)) for name in names]
+    dataset = load_shards([str(write_shard(tmp_path / "a.tar", members))])
+    pairs = [(row["image"]["member"], *row["caption"]) for row in dataset]
+    assert pairs == expected and not caplog.records
+
+
+def test_keys_with_dots_that_are_not_whole_are_counted(tmp_path, caplog):
+    members = {"a.1.jpg": picture(0), "a.1.txt": "a", "a.2.jpg": picture(0), "a.3.txt": "b"}
+    assert len(load_shards([str(write_shard(tmp_path / "a.tar", members))])) == 1
+    assert "1 of 3 samples have no usable caption" in caplog.text and "a.tar/a.2" in caplog.text
+    assert "1 of 3 samples have no usable image" in caplog.text and "a.tar/a.3" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["caption", "captions", "text", "txt"])
+def test_fields_of_json_members(tmp_path, field):
+    members = {"a.jpg": picture(0), "a.json": json.dumps({"width": 7, field: ["one", "two"]})}
+    assert load_shards([str(write_shard(tmp_path / "a.tar", members))])["caption"][:] == [["one", "two"]]
+
+
 def test_the_index_is_made_once_and_anew_for_another_shard(three_shards, tmp_path, monkeypatch, caplog):
     expected = captions(load_shards([three_shards]))
     assert len(expected) == 21
