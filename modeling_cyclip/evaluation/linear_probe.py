@@ -1,23 +1,29 @@
 """Linear probes on image features: the official one, and logistic regression with a validated penalty."""
 
+import logging
 import math
-import warnings
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .intervals import Measure
 from .zero_shot import check_labels
 
 
+logger = logging.getLogger(__name__)
+
 # Inverse penalties tried, strongest first, on features of mean 0 and variance 1 on average.
 C_GRID = tuple(10.0**exponent for exponent in range(-3, 4))
-MAX_ITERATIONS = 200
+# A fit has converged when no entry of its (scaled) gradient is above this. The objective is then within 1e-9 of its optimum.
+TOLERANCE = 1e-6
+MAX_ITERATIONS = 1000
+# Rows whose logits are held at a time.
+ROWS = 8192
 
 # With fewer training images a class, on average, a held-out fifth of them says nothing of a penalty.
 MIN_IMAGES_PER_CLASS = 5
@@ -91,9 +97,10 @@ def logistic_regression(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, *, seed: int = 0
 ) -> dict[str, Measure | float]:
     r"""
-    Logistic regression by L-BFGS (CLIP, section 3.2, by scikit-learn). The penalty is the one that does best on a held-out
-    fifth of the training images; with it all training images are fitted. Features are moved to mean zero and divided by
-    one number, so that the same penalties suit models of any scale and few steps are needed.
+    Logistic regression with an L2 penalty (CLIP, section 3.2; the objective is scikit-learn's). The penalty is the one that
+    does best on a held-out fifth of the training images; with it all training images are fitted. Features are moved to mean
+    zero and divided by one number, so that the same penalties suit models of any scale. Every fit is run to its optimum and
+    starts from the one before; a warning names a fit that has not reached it.
 
     Args:
         train_features, train_labels, test_features, test_labels (`torch.Tensor`):
@@ -107,33 +114,94 @@ def logistic_regression(
     Raises:
         `ValueError`: training images of fewer than two classes, or fewer than `MIN_IMAGES_PER_CLASS` a class on average.
     """
-    mean = train_features.mean(dim=0)
-    scale = (train_features - mean).square().mean().sqrt()
-    features, test = (((part - mean) / scale).cpu().numpy() for part in (train_features, test_features))
-    labels = train_labels.cpu().numpy()
-    num_classes = len(np.unique(labels))
-    if num_classes < 2:
+    classes, labels = train_labels.unique(return_inverse=True)
+    if len(classes) < 2:
         raise ValueError("A linear probe needs training images of at least two classes.")
-    if len(labels) < MIN_IMAGES_PER_CLASS * num_classes:
+    if len(labels) < MIN_IMAGES_PER_CLASS * len(classes):
         raise ValueError(
             f"To choose a penalty takes {MIN_IMAGES_PER_CLASS} training images a class, got {len(labels)} for "
-            f"{num_classes} classes."
+            f"{len(classes)} classes."
         )
+    mean = train_features.mean(dim=0)
+    scale = (train_features - mean).square().mean().sqrt()
+    inputs, variances, rotation = _principal_axes((train_features - mean) / scale)
     fitted, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=seed)
-    classifier = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
-    best_score, best = -1.0, C_GRID[0]
-    # Weak penalties need many steps, and the validation decides what a fit that has not converged is worth.
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        # Each fit starts from the one before. Once a weaker penalty is worse, still weaker ones are not tried.
-        for c in C_GRID:
-            classifier.set_params(C=c).fit(features[fitted], labels[fitted])
-            score = classifier.score(features[held_out], labels[held_out])
-            if score < best_score:
-                break
-            if score > best_score:
-                best_score, best = score, c
-        final = LogisticRegression(C=best, max_iter=MAX_ITERATIONS).fit(features, labels)
-    return {**_accuracies(torch.from_numpy(final.predict(test)), test_labels.cpu()), "C": best}
+    fitted_inputs, held_out_inputs = inputs[fitted], inputs[held_out]
+
+    best_score, best, weights = -1.0, C_GRID[0], inputs.new_zeros(len(classes), inputs.shape[1], dtype=torch.float64)
+    # Once a weaker penalty is worse, still weaker ones are not tried.
+    for c in tqdm(C_GRID, desc="logistic regression, penalties", disable=None, leave=False):
+        weights = _fit(fitted_inputs, labels[fitted], variances, c, weights)
+        score = (_predict(held_out_inputs, weights) == labels[held_out]).double().mean().item()
+        if score < best_score:
+            break
+        if score > best_score:
+            best_score, best, best_weights = score, c, weights
+    weights = _fit(inputs, labels, variances, best, best_weights)
+    test = _with_constant(((test_features - mean) / scale) @ rotation)
+    return {**_accuracies(classes[_predict(test, weights)], test_labels), "C": best}
+
+
+def _with_constant(features: Tensor) -> Tensor:
+    """Features and a column of ones, whose weights are the biases."""
+    return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+
+
+def _predict(inputs: Tensor, weights: Tensor) -> Tensor:
+    return (inputs @ weights.T.to(inputs.dtype)).argmax(dim=1)
+
+
+def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Centred features in their principal axes, with a constant, the mean square of each of these, and the rotation. A rotation
+    leaves an L2 penalty as it is.
+    """
+    covariance = sum(rows.double().T @ rows.double() for rows in features.split(ROWS)) / len(features)
+    variances, axes = torch.linalg.eigh(covariance)
+    rotation = axes.to(features.dtype)
+    return _with_constant(features @ rotation), torch.cat([variances.clamp(min=0), variances.new_ones(1)]), rotation
+
+
+def _fit(inputs: Tensor, labels: Tensor, variances: Tensor, c: float, start: Tensor) -> Tensor:
+    """
+    The weights `(num_classes, dim + 1)` with the least mean cross-entropy plus ||weights||² / 2Cn, biases unpenalised, by
+    L-BFGS from `start`. Its steps are taken in weights scaled by the root of the loss's curvature in each principal axis,
+    so that axes of any variance converge alike: tens of steps do where plain L-BFGS takes hundreds or thousands.
+    """
+    num_classes, num_rows = len(start), len(inputs)
+    # With two classes, scikit-learn penalises one vector, the difference of both.
+    penalty = (2 if num_classes == 2 else 1) / (c * num_rows)
+    penalties = torch.full_like(variances, penalty)
+    penalties[-1] = 0
+
+    def loss_and_gradient(weights: Tensor) -> tuple[float, Tensor, float]:
+        """The objective, its gradient, and the mean of p(1 - p), which is the softmax's curvature."""
+        loss, gradient, curvature = 0.0, penalties * weights, 0.0
+        for rows, own in zip(inputs.split(ROWS), labels.split(ROWS), strict=True):
+            rows = rows.double()
+            log_probabilities = (rows @ weights.T).log_softmax(dim=1)
+            loss -= log_probabilities.gather(1, own[:, None]).sum().item() / num_rows
+            probabilities = log_probabilities.exp_()
+            curvature += (probabilities * (1 - probabilities)).mean(dim=1).sum().item() / num_rows
+            probabilities[torch.arange(len(own)), own] -= 1
+            gradient = gradient + probabilities.T @ rows / num_rows
+        return loss + 0.5 * (penalties * weights.square()).sum().item(), gradient, curvature
+
+    *_, curvature = loss_and_gradient(start)
+    scales = (curvature * variances + penalty).sqrt()
+
+    def scaled(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, gradient, _ = loss_and_gradient(torch.from_numpy(flat).to(inputs.device).view_as(start) / scales)
+        return loss, (gradient / scales).flatten().cpu().numpy()
+
+    options = {"maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0}
+    found = minimize(scaled, (start * scales).flatten().cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
+    if (gradient := np.abs(found.jac).max()) > TOLERANCE:
+        logger.warning(
+            f"The logistic regression has not converged at C = {c:g}: after {found.nit:,} steps its gradient is "
+            f"{gradient:.1e}, above {TOLERANCE:.0e}. Its accuracy may be another one at the optimum."
+        )
+    return torch.from_numpy(found.x).to(inputs.device).view_as(start) / scales
 
 
 def _accuracies(predictions: Tensor, labels: Tensor) -> dict[str, Measure]:

@@ -1,13 +1,16 @@
 """The linear probes, against the official recipe written by hand and scikit-learn."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, log_loss
+from sklearn.model_selection import train_test_split
 
+from modeling_cyclip.evaluation import linear_probe as module
 from modeling_cyclip.evaluation.linear_probe import C_GRID, linear_probe, logistic_regression
 from tests.evaluation.protocol_inputs import random_labels, values
 
@@ -62,6 +65,68 @@ def test_logistic_regression_equals_scikit_learn(separable):
     classifier = LogisticRegression(C=figures["C"], max_iter=1000).fit((train - mean) / scale, train_labels)
     expected = classifier.score((test - mean) / scale, test_labels)
     assert figures["accuracy"].value == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module", params=[2, 5])
+def uneven(request):
+    """Features of two orders of magnitude, as those of trained models are, whose small axes tell as much as the large ones."""
+    generator = torch.Generator().manual_seed(2)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    features = draw(900, 40)
+    labels = (features @ draw(40, request.param) / 40**0.5 + 0.3 * draw(900, request.param)).argmax(dim=1)
+    mixed = torch.linalg.qr(draw(40, 40))[0]
+    features = features * torch.logspace(1, -1, 40, dtype=torch.float64) @ mixed + 3
+    return features[:500], labels[:500], features[500:], labels[500:]
+
+
+def optimum(features, labels, c):
+    """By Newton's method, another than the library's."""
+    return LogisticRegression(C=c, solver="newton-cholesky", tol=1e-12, max_iter=1000).fit(features, labels)
+
+
+def test_logistic_regression_is_at_its_optimum(uneven, caplog):
+    train, train_labels, test, test_labels = uneven
+    mean, scale = train.mean(dim=0), (train - train.mean(dim=0)).square().mean().sqrt()
+    train, test = (train - mean) / scale, (test - mean) / scale
+    fitted, held_out = train_test_split(np.arange(500), test_size=0.2, random_state=0)
+    scores = [
+        optimum(train[fitted], train_labels[fitted], c).score(train[held_out], train_labels[held_out]) for c in C_GRID
+    ]
+    # Up to the first penalty that does worse than the best before it.
+    end = next((i for i in range(1, len(scores)) if scores[i] < max(scores[:i])), len(scores))
+    best = C_GRID[int(np.argmax(scores[:end]))]
+    figures = logistic_regression(*uneven)
+    assert figures["C"] == best
+    expected = optimum(train, train_labels, best).predict(test)
+    assert figures["accuracy"].value == pytest.approx((expected == test_labels.numpy()).mean(), abs=1e-6)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("c", C_GRID)
+def test_objective_is_within_1e_6_of_the_optimum(uneven, c):
+    features, labels, *_ = uneven
+    features = (features - features.mean(dim=0)) / features.std()
+    inputs, variances, rotation = module._principal_axes(features)
+    num_classes = len(labels.unique())
+    weights = module._fit(inputs, labels, variances, c, torch.zeros(num_classes, 41, dtype=torch.float64))
+    reference = optimum(features, labels, c)
+    expected = _objective(reference.coef_, reference.predict_proba(features), labels, c)
+    # In the features' own axes.
+    rotated = (weights[:, :-1] @ rotation.T).numpy()
+    if num_classes == 2:
+        rotated = rotated[1:] - rotated[:1]
+    probabilities = (inputs @ weights.T).softmax(dim=1).numpy()
+    assert _objective(rotated, probabilities, labels, c) == pytest.approx(expected, abs=1e-6)
+
+
+def _objective(weights, probabilities, labels, c):
+    return log_loss(labels, probabilities) + (weights**2).sum() / (2 * c * len(labels))
+
+
+def test_a_fit_that_has_not_converged_is_said(uneven, monkeypatch, caplog):
+    monkeypatch.setattr(module, "MAX_ITERATIONS", 2)
+    logistic_regression(*uneven)
+    assert "has not converged at C = 0.001: after 2 steps" in caplog.text
 
 
 IMAGES, LABELS = torch.eye(3), torch.tensor([0, 1, 2])
