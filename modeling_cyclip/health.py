@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +63,7 @@ def collapsed(reading: Reading) -> str | None:
     if not reading.is_warm or cosines[tower] < 0.95 or reading.loss_share < 0.9:
         return None
     return (
-        f"The {tower} embeddings have collapsed: their mean pairwise cosine is {cosines[tower]:.3f}. Likely causes: "
+        f"The {tower} embeddings have collapsed: their mean pairwise cosine is {cosines[tower]:.4f}. Likely causes: "
         "cyclic terms from the first step on, which a collapse satisfies (set `cyclic_warmup_ratio`, such as 0.5, or "
         "lower weights); a `learning_rate` too high or a warm-up too short; images or captions that hardly differ."
     )
@@ -158,6 +158,19 @@ class HealthCallback(TrainerCallback):
             if len(steps) >= MIN_LOGS and steps[-1] - steps[0] >= SIGNS[sign]:
                 logger.warning(message)
                 del self.shown[sign]
+
+
+def signs_at_the_end(log_history: Sequence[Mapping[str, float]], batch_size: int) -> dict[Callable, str]:
+    """
+    What a training that has ended shows, however short it was: the message of each sign that is in its last [`MIN_LOGS`]
+    training logs, or in all where there are fewer. `log_history` is that of trainer_state.json.
+    """
+    logs = [log for log in log_history if "contrastive_loss" in log]
+    peak = max((log["learning_rate"] for log in logs), default=0.0)
+    # The last logs of a schedule that ends at zero are as cold as the first ones.
+    readings = [reading for log in logs if (reading := Reading(log, logs[0], batch_size, peak)).is_warm][-MIN_LOGS:]
+    messages = {sign: [sign(reading) for reading in readings] for sign in SIGNS}
+    return {sign: by_log[-1] for sign, by_log in messages.items() if by_log and None not in by_log}
 
 
 def caption_keys(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

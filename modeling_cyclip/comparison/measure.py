@@ -25,6 +25,7 @@ from ..evaluation.intervals import Measure
 from ..evaluation.protocols import Figures, Protocol, choose_protocols
 from ..evaluation.protocols import measure as measure_embedded
 from ..evaluation.report import CENTRED
+from ..health import collapsed, nothing_learnt, signs_at_the_end
 from .runs import ComparisonArguments, Run, slug
 
 
@@ -202,7 +203,8 @@ def compare(
     """
     The content of results.json: how it was done, what it cost, and in `results`, by evaluation, protocol, name of the
     figure and arm, the figure of all `seeds`, their `mean` and `std`, the number of test `items` where the figure is a
-    mean over them, and the `difference` to the baseline. In a sweep the baseline is that with the same value, where it
+    mean over them, and the `difference` to the baseline. `health` holds the messages of trainings that went wrong, by arm;
+    an arm that did not train gets no other verdict than that. In a sweep the baseline is that with the same value, where it
     has one. `measured` holds figures by training, evaluation, protocol and name.
     """
     entries: dict[tuple[str, str, str], dict[str, list[Measure | float]]] = {}
@@ -231,9 +233,15 @@ def compare(
             for evaluation, figures_by_task in measured[run].items():
                 add(condition, evaluation, without_means(figures_by_task))
 
+    by_condition: dict[str, list[Run]] = {}
+    for run in runs:
+        by_condition.setdefault(run.condition, []).append(run)
+    health = {condition: notes for condition, own in by_condition.items() if (notes := _health(own))}
+    untrained = {condition: why for condition, own in by_condition.items() if (why := _untrained(own)) is not None}
+    untrained |= {arm: untrained[of] for arm, of in baselines.items() if arm not in by_condition and of in untrained}
     results: dict[str, dict[str, dict[str, dict]]] = {}
     for (evaluation, task, name), by_arm in entries.items():
-        results.setdefault(evaluation, {}).setdefault(task, {})[name] = _by_arm(by_arm, baselines)
+        results.setdefault(evaluation, {}).setdefault(task, {})[name] = _by_arm(by_arm, baselines, untrained)
     record = json.loads((runs[0].folder / "run.json").read_text())
     return {
         "command": command,
@@ -244,14 +252,20 @@ def compare(
         "swept": dict.fromkeys(args.sweep_arguments, args.sweep_values),
         "evaluations": {evaluation.name: evaluation.arguments for evaluation in evaluations},
         **{name: record[name] for name in ("training_pairs", "hardware", "environment", "commit")},
+        "health": health,
         "notes": _notes(runs[0]),
         "cost": cost,
         "results": results,
     }
 
 
-def _by_arm(figures: dict[str, list[Measure | float]], baselines: dict[str, str]) -> dict[str, dict]:
-    """One figure of every arm: its values by seed, their mean and deviation, and the difference to the baseline."""
+def _by_arm(
+    figures: dict[str, list[Measure | float]], baselines: dict[str, str], untrained: dict[str, str]
+) -> dict[str, dict]:
+    """
+    One figure of every arm: its values by seed, their mean and deviation, and the difference to the baseline. `untrained`
+    says of arms why they did not train.
+    """
     by_arm = {}
     for arm, by_seed in figures.items():
         mean, std = mean_and_std(by_seed)
@@ -265,9 +279,39 @@ def _by_arm(figures: dict[str, list[Measure | float]], baselines: dict[str, str]
                 "value": differs.value,
                 "items_interval": differs.items,
                 "seeds_interval": differs.seeds,
-                "verdict": differs.verdict,
+                "verdict": untrained.get(arm) or untrained.get(baseline) or differs.verdict,
             }
     return by_arm
+
+
+def _health(runs: list[Run]) -> list[str]:
+    """What the logs of an arm's trainings show, each sign once and with its seeds."""
+    messages, seeds = {}, {}
+    for run in runs:
+        if any("contrastive_loss" in log for log in run.log_history()):
+            signs = signs_at_the_end(run.log_history(), run.batch_size())
+        else:
+            signs = {
+                None: "No loss was logged, so that it is not known whether it trained. Set lower `logging_steps`."
+            }
+        for sign, message in signs.items():
+            messages.setdefault(sign, message)
+            seeds.setdefault(sign, []).append(str(run.seed))
+    return [f"{runs[0].condition}, seed {', '.join(seeds[sign])}: {message}" for sign, message in messages.items()]
+
+
+def _untrained(runs: list[Run]) -> str | None:
+    """Why an arm did not train, and what to do about it, if so."""
+    by_seed = [signs_at_the_end(run.log_history(), run.batch_size()) for run in runs]
+    failed = [run for run, signs in zip(runs, by_seed, strict=True) if nothing_learnt in signs or collapsed in signs]
+    if not failed:
+        return None
+    signs = by_seed[runs.index(failed[0])]
+    # Their messages go on with causes that may not be those of this arm.
+    reason = (signs.get(nothing_learnt) or signs[collapsed]).partition(" Likely causes")[0].rstrip(".")
+    reason = reason[0].lower() + reason[1:]
+    which = f" with seed {', '.join(str(run.seed) for run in failed)}" if len(failed) < len(runs) else ""
+    return f"{runs[0].condition} did not train{which}: {reason}, {failed[0].advice()}"
 
 
 def _notes(run: Run) -> list[str]:

@@ -13,7 +13,9 @@ def write_report(output_dir: Path, results: dict, pictures: Sequence[tuple[str, 
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    answer = answer_table(results)
+    # Who reads the table alone should know what it is worth.
+    health = [f"> {message}" for messages in results["health"].values() for message in messages]
+    answer = "\n\n".join([answer_table(results), *health])
     baseline, *others = results["arms"]
     parts = [
         f"# {', '.join(others)} against {baseline}",

@@ -23,6 +23,7 @@ from ..arguments import parse_with_config
 from ..build_model import ModelArguments
 from ..data.captions import DataArguments
 from ..package_files import find_file
+from ..run_record import RUN_RECORD
 from ..training_args import CyCLIPTrainingArguments
 
 
@@ -155,6 +156,20 @@ class Run:
     def log_history(self) -> list[dict]:
         """What the Trainer has logged, once the training has ended."""
         return json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
+
+    def batch_size(self) -> int:
+        """The pairs that one step contrasted, those of all processes."""
+        state, record = (json.loads((self.folder / name).read_text()) for name in ("trainer_state.json", RUN_RECORD))
+        return state["train_batch_size"] * record["processes"]
+
+    def advice(self) -> str:
+        """What to change first where nothing was learnt."""
+        config, record = (json.loads((self.folder / name).read_text()) for name in ("config.json", RUN_RECORD))
+        if not (config["inmodal_cyclic_weight"] or config["crossmodal_cyclic_weight"]):
+            return "check `learning_rate`, the number of steps and the captions"
+        if not record["training"].get("cyclic_warmup_ratio"):
+            return "set `cyclic_warmup_ratio`, such as 0.5, or lower weights"
+        return "lower the cyclic weights or set `cyclic_reference_batch_size`"
 
     def recorded(self) -> dict:
         """What [`Run.record`] has kept; empty where no training has begun."""

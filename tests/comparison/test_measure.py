@@ -1,5 +1,6 @@
 """What a comparison measures, checked before anything is trained, and what may be concluded from several seeds."""
 
+import json
 import math
 
 import datasets
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from modeling_cyclip.comparison.measure import (
+    compare,
     difference,
     load_evaluations,
     mean_and_std,
@@ -131,3 +133,79 @@ def test_figures_with_and_without_the_modalities_means_are_told_apart():
     results = {"zero_shot": {"top1": 0.5}, "zero_shot, centred": {"top1": 0.6}, "linear_probe": {"accuracy": 0.7}}
     assert with_means(results) == {"zero_shot": {"top1": 0.5}, "linear_probe": {"accuracy": 0.7}}
     assert without_means(results) == {"zero_shot": {"top1": 0.6}}
+
+
+HEALTHY = {
+    "loss": 3.0, "contrastive_loss": 3.0, "logit_scale": 15.0, "learning_rate": 5e-4, "image_cosine": 0.4,
+    "text_cosine": 0.6, "repeated_captions": 0.0,
+}  # fmt: skip
+COLLAPSED = {**HEALTHY, "contrastive_loss": math.log(128), "loss": math.log(128) + 0.1, "image_cosine": 0.9995}
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Compares trainings that leave these logs behind, of which all have the same scores: by arm and seed."""
+
+    def results(logs: dict[str, list[list[dict]]], **training) -> dict:
+        runs, measured = [], {}
+        for arm, by_seed in logs.items():
+            for seed, log in enumerate(by_seed):
+                run = Run(arm, seed, None, tmp_path / f"{arm}{seed}", ())
+                run.folder.mkdir()
+                state = {"log_history": [*log, {"train_runtime": 1.0}], "train_batch_size": 64}
+                weight = 0.0 if arm == "CLIP" else 0.25
+                contents = {
+                    "trainer_state.json": state,
+                    "config.json": {"inmodal_cyclic_weight": weight, "crossmodal_cyclic_weight": weight},
+                    "run.json": {
+                        "processes": 2, "training": training, "training_pairs": 9, "hardware": "", "environment": {},
+                        "commit": "",
+                    },
+                }  # fmt: skip
+                for name, content in contents.items():
+                    (run.folder / name).write_text(json.dumps(content))
+                runs.append(run)
+                score = Measure((torch.arange(50) % (5 if arm == "CLIP" else 2) == 0).float())
+                measured[run] = {"test": {"zero_shot": {"top1": score}}}
+        arms = {arm: {} for arm in logs}
+        args = ComparisonArguments(recipe="r", output_dir="o", arms=arms, evaluations={"test": {}})
+        return compare(args, runs, [], measured, "cyclip compare")
+
+    return results
+
+
+def verdict(results: dict, arm: str) -> str:
+    return results["results"]["test"]["zero_shot"]["top1"][arm]["difference"]["verdict"]
+
+
+def test_an_arm_that_did_not_train_gets_that_for_a_verdict(compared):
+    results = compared(
+        {"CLIP": [[HEALTHY] * 2], "CyCLIP": [[HEALTHY, COLLAPSED]], "other": [[HEALTHY, *[COLLAPSED] * 5]]}
+    )
+    assert verdict(results, "CyCLIP").startswith("higher")  # it is not known whether the one log is a bad batch
+    assert verdict(results, "other") == (
+        "other did not train: the contrastive loss (4.85) stays at ln(128), that of guessing: nothing is learnt, set "
+        "`cyclic_warmup_ratio`, such as 0.5, or lower weights"
+    )
+    assert list(results["health"]) == ["other"]
+    assert "mean pairwise cosine is 0.9995" in " ".join(results["health"]["other"])
+
+
+def test_nothing_is_concluded_from_a_baseline_that_did_not_train(compared):
+    results = compared({"CLIP": [[COLLAPSED], [HEALTHY]], "CyCLIP": [[HEALTHY], [HEALTHY]]})
+    assert verdict(results, "CyCLIP").startswith("CLIP did not train with seed 0: the contrastive loss")
+    assert "check `learning_rate`" in verdict(results, "CyCLIP")
+
+
+def test_advice_is_not_what_was_done(compared):
+    results = compared({"CLIP": [[HEALTHY]], "CyCLIP": [[COLLAPSED] * 3]}, cyclic_warmup_ratio=0.5)
+    assert "lower the cyclic weights" in verdict(results, "CyCLIP")
+
+
+def test_a_training_without_logs_is_said(compared):
+    results = compared({"CLIP": [[HEALTHY]], "CyCLIP": [[]]})
+    assert results["health"] == {
+        "CyCLIP": [
+            "CyCLIP, seed 0: No loss was logged, so that it is not known whether it trained. Set lower `logging_steps`."
+        ]
+    }

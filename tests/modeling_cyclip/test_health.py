@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from modeling_cyclip import CyCLIPTrainer, CyCLIPTrainingArguments, health
-from modeling_cyclip.health import SIGNS, HealthCallback, batch_statistics, caption_keys
+from modeling_cyclip.health import SIGNS, HealthCallback, batch_statistics, caption_keys, signs_at_the_end
 from modeling_cyclip.optimizer import ClampLogitScale
 
 
@@ -75,6 +75,18 @@ def test_cold_rates_checkpoints_at_the_bound_and_solved_batches_are_no_signs(sai
     feed([{**HEALTHY, "logit_scale": 100.0}] * 20)
     feed([{**HEALTHY, "contrastive_loss": 0.01, "loss": 0.5, "image_cosine": 0.97}] * 20)
     assert said == []
+
+
+@pytest.mark.parametrize("sign, change, words", BAD)
+def test_the_end_of_a_training_is_read_however_short_it_was(sign, change, words):
+    bad = {**HEALTHY, **change}
+    shown = signs_at_the_end([HEALTHY, bad, bad, bad, bad, bad, {"train_runtime": 1.0}], 128)
+    assert list(shown) == [sign] and words in shown[sign]
+    # What is past is no sign any more. The last log of a schedule that ends at zero says as much as the others.
+    assert signs_at_the_end([bad] * 20 + [HEALTHY] + [{**bad, "learning_rate": 0.0}], 128) == {}
+    assert signs_at_the_end([{"train_runtime": 1.0}], 128) == {}
+    if sign is not health.scale_at_bound:  # which must have risen
+        assert list(signs_at_the_end([bad], 128)) == [sign]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
