@@ -18,6 +18,7 @@ from .tokenizer import check_tokenizer, tokenize
 
 # torch's kernels for these are Pillow's filters, vectorised: they differ by rounding, at most one of 255 levels.
 INTERPOLATION = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+CHANNELS = (1, 3, 4)
 # Pixels that are copied at a time.
 BAND = 2**20
 PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast")
@@ -85,8 +86,8 @@ class CyCLIPDataCollator:
         r"""
         Args:
             features (`list[dict]`):
-                Rows with the keys `image` (a `PIL.Image.Image`, a `{"bytes", "path"}` dictionary, a file name, or the tensor
-                that `process_image` made) and `caption` (a string, or a list of strings of which the first is taken).
+                Rows with the keys `image` (a `PIL.Image.Image`, a `{"bytes", "path"}` dictionary, a file name, an array of
+                bytes, or the tensor that `process_image` made) and `caption` (a string, or a list of strings of which the first is taken).
 
         Returns:
             `dict`: `input_ids` and `attention_mask` of shape `(batch, sequence_length)`, padded to the longest caption,
@@ -103,7 +104,9 @@ class CyCLIPDataCollator:
         }
 
     def _processed(self, image: Any) -> Tensor:
-        return image if isinstance(image, Tensor) else self.process_image(load_image(image, self.min_image_size))
+        if isinstance(image, Tensor):
+            return image
+        return self.process_image(load_image(from_array(image), self.min_image_size))
 
 
 def _first_caption(caption: str | Sequence[str]) -> str:
@@ -114,6 +117,29 @@ def _first_caption(caption: str | Sequence[str]) -> str:
     if not isinstance(first, str):
         raise ValueError(f"The column `caption` must hold strings, or lists of strings, got {caption!r}.")
     return first
+
+
+def from_array(image: Any) -> Any:
+    """
+    Makes an image of an array, a tensor or nested lists of integers from 0 to 255, `(height, width)` with or without 1, 3 or
+    4 channels before or behind. Whatever else comes stays. Raises a `ValueError` for other arrays.
+    """
+    if not isinstance(image, np.ndarray | Tensor | list):
+        return image
+    try:
+        levels = np.asarray(image)
+    except ValueError:  # rows of unequal length
+        levels = np.empty(0)
+    if levels.ndim == 3 and levels.shape[2] not in CHANNELS and levels.shape[0] in CHANNELS:
+        levels = levels.transpose(1, 2, 0)
+    has_shape = levels.size and (levels.ndim == 2 or (levels.ndim == 3 and levels.shape[2] in CHANNELS))
+    if not has_shape or levels.dtype.kind not in "iu" or levels.min() < 0 or levels.max() > 255:
+        raise ValueError(
+            f"The column `image` holds arrays of {levels.dtype} of shape {levels.shape}: give whole numbers from 0 to 255 of "
+            "shape (height, width) or (height, width, 3), or image files. Pixels are resized and normalised here."
+        )
+    levels = levels.astype(np.uint8)
+    return Image.fromarray(levels[:, :, 0] if levels.ndim == 3 and levels.shape[2] == 1 else levels)
 
 
 def decoding_size(image_processor: BaseImageProcessor) -> int | None:

@@ -40,13 +40,13 @@ class BrokenImageError(ValueError):
         return type(self), (self.name, self.reason)
 
 
-def load_image(image: Image.Image | dict | str | os.PathLike, min_size: int | None = None) -> Image.Image:
+def load_image(image: Image.Image | dict | str | bytes | os.PathLike, min_size: int | None = None) -> Image.Image:
     r"""
     Opens an image, whatever a `datasets` image column has for it, or one that is a part of a file.
 
     Args:
-        image (`PIL.Image.Image`, `dict` or path):
-            An image, a `{"bytes", "path"}` dictionary (an image column with `decode=False`), a
+        image (`PIL.Image.Image`, `dict`, `bytes` or path):
+            An image, the content of a file, a `{"bytes", "path"}` dictionary (an image column with `decode=False`), a
             `{"path", "member", "offset", "size"}` dictionary (an image within an archive), or a file name.
         min_size (`int`, *optional*):
             Decodes a JPEG at a half, a quarter or an eighth of its size, which is faster, as long as both sides keep at
@@ -61,12 +61,15 @@ def load_image(image: Image.Image | dict | str | os.PathLike, min_size: int | No
     Raises:
         [`BrokenImageError`]: empty, truncated, not an image, no regular file, or so large that it may be a decompression bomb.
     """
+    # No name of a file has a zero byte, and the beginning of every image has one.
+    if isinstance(image, bytes) and b"\0" in image:
+        image = {"bytes": image, "path": None}
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or "an image without a file name"
     elif isinstance(image, dict):
         name = "/".join(filter(None, (image.get("path"), image.get("member")))) or "an image without a file name"
     else:
-        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else image
+        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else repr(image)[:100]
     try:
         if isinstance(image, Image.Image):
             return _to_rgb(image)

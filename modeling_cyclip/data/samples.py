@@ -1,7 +1,8 @@
 """Rows of a captioned dataset as samples: image decoded, one caption drawn, broken images replaced and reported."""
 
 import random
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from ..distributed import rank, training_process_group
+from .data_collator import from_array
 from .images import BrokenImageError, load_image
 from .sampler import EpochSampler, is_table, keyed_choice, keyed_seed
 
@@ -41,7 +43,8 @@ class CaptionedSamples(Dataset):
 
     Args:
         dataset (`datasets.Dataset` or `torch.utils.data.Dataset`):
-            Rows with `image` and `caption` (a string, or a list of strings).
+            Rows with `image` (what [`~modeling_cyclip.data.images.load_image`] opens, or an array) and `caption` (a string, or
+            a list of strings).
         seed (`int`):
             Seed of the choices.
         min_image_size (`int`, *optional*):
@@ -90,8 +93,9 @@ class CaptionedSamples(Dataset):
         broken: dict[int, str] = {}
         for candidate in islice(chain([index], self._substitutes(epoch, index)), MAX_REPLACEMENTS):
             row = self.dataset[candidate]
+            _check_row(row)
             try:
-                image = load_image(row["image"], self.min_image_size)
+                image = load_image(from_array(row["image"]), self.min_image_size)
             except BrokenImageError as error:
                 broken[candidate] = str(error)
             else:
@@ -155,7 +159,7 @@ class CaptionedSamples(Dataset):
     def _is_readable(self, index: int) -> bool:
         if index not in self._readable:
             try:
-                load_image(self.dataset[index]["image"], self.min_image_size)
+                load_image(from_array(self.dataset[index]["image"]), self.min_image_size)
                 self._readable[index] = True
             except BrokenImageError:
                 self._readable[index] = False
@@ -165,22 +169,47 @@ class CaptionedSamples(Dataset):
 def check_columns(dataset: Dataset) -> None:
     r"""
     Raises:
-        `ValueError`: a table without a column `image` or `caption`, or with captions that are no text.
+        `ValueError`: no `image` or `caption` in a table or in a list's first row, or a table with captions that are no text.
     """
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(dataset, pandas.DataFrame):
+        raise ValueError("A pandas frame is not read by rows: pass `datasets.Dataset.from_pandas(frame)`.")
+    if isinstance(dataset, list | tuple) and dataset:
+        _check_row(dataset[0])
     if not is_table(dataset) or dataset.format["type"] == "custom":
         return
     from datasets import LargeList, List, Value
 
-    for column in ("image", "caption"):
-        if column not in dataset.column_names:
-            raise ValueError(
-                f"The data has no column `{column}`, but {', '.join(dataset.column_names)}: rename the one that is meant, "
-                f'`dataset.rename_column("...", "{column}")`.'
-            )
+    _check_names(dataset.column_names)
     captions = dataset.features["caption"]
     kind = captions.feature if isinstance(captions, List | LargeList) else captions
     if kind not in (Value("string"), Value("large_string")):
         raise ValueError(f"The column `caption` must hold strings or lists of strings, not {captions}.")
+
+
+def _check_row(row: Any) -> None:
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"The data's rows are no dictionaries, but such as a {type(row).__name__}: each needs the keys `image` and "
+            "`caption`."
+        )
+    if "image" not in row or "caption" not in row:
+        _check_names(list(row))
+
+
+def _check_names(names: list[str]) -> None:
+    if "pixel_values" in names and "image" not in names:
+        raise ValueError(
+            "The data holds ready-made `pixel_values`, but CyCLIPTrainer opens and processes images itself, in its workers: "
+            "give rows with `image` and `caption`, or train the model with transformers' Trainer and `return_loss` in each "
+            "batch."
+        )
+    for column in ("image", "caption"):
+        if column not in names:
+            raise ValueError(
+                f"The data has no column `{column}`, but {', '.join(map(str, names))}: rename the one that is meant, "
+                f'`dataset.rename_column("...", "{column}")`.'
+            )
 
 
 def _with_files(dataset: Dataset) -> Dataset:

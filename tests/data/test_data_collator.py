@@ -1,12 +1,15 @@
 """CyCLIPDataCollator: long captions are cut, and what is no caption is refused."""
 
 import copy
+import json
 import weakref
 
+import numpy as np
 import pytest
+import torch
 from transformers import CLIPImageProcessor, CLIPProcessor, SiglipImageProcessor
 
-from modeling_cyclip import CyCLIPDataCollator
+from modeling_cyclip import CyCLIPDataCollator, CyCLIPTrainer, CyCLIPTrainingArguments
 from modeling_cyclip.data import data_collator
 from modeling_cyclip.data.images import load_image
 from tests.conftest import coloured_image
@@ -68,3 +71,34 @@ def test_images_that_the_model_does_not_take_are_refused_at_the_start(processor,
 def test_images_that_the_model_takes_are_not_refused(processor, config, crop_size):
     image_processor = CLIPImageProcessor(size={"shortest_edge": 20}, crop_size=crop_size)
     CyCLIPDataCollator(CLIPProcessor(image_processor, processor.tokenizer)).check_model(config)
+
+
+def test_arrays_are_images_in_plain_rows_too(processor):
+    image = coloured_image("red")
+    collator = CyCLIPDataCollator(processor)
+    arrays, images = (collator([{"image": each, "caption": "red"}]) for each in (np.asarray(image), image))
+    assert torch.equal(arrays["pixel_values"], images["pixel_values"])
+
+
+@pytest.mark.parametrize("half", ["tokenizer", "image_processor"])
+def test_half_a_processor_is_refused_by_the_trainer(model, processor, pairs, tmp_path, half):
+    arguments = CyCLIPTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    with pytest.raises(ValueError, match=r"`processing_class` is a CLIP\w+ alone: [^\n]*$"):
+        CyCLIPTrainer(model, arguments, train_dataset=pairs, processing_class=getattr(processor, half))
+    # With a collator that has both, it is only what is saved.
+    collator = CyCLIPDataCollator(processor)
+    CyCLIPTrainer(model, arguments, pairs, processing_class=getattr(processor, half), data_collator=collator)
+
+
+def test_a_compiled_model_names_the_argument(model, processor, pairs, tmp_path):
+    arguments = CyCLIPTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    with pytest.raises(ValueError, match=r"a compiled model[^\n]*`torch_compile=True`"):
+        CyCLIPTrainer(torch.compile(model), arguments, train_dataset=pairs, processing_class=processor)
+
+
+def test_the_saved_processor_opens_in_older_transformers_too(model, processor, pairs, tmp_path):
+    arguments = CyCLIPTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    CyCLIPTrainer(model, arguments, train_dataset=pairs, processing_class=processor).save_model()
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert written["image_processor_type"] == "CLIPImageProcessor" and written["crop_size"]["height"] == 16
+    assert json.loads((tmp_path / "processor_config.json").read_text())["image_processor"]["crop_size"]["height"] == 16

@@ -161,7 +161,7 @@ def test_long_texts_in_a_png_do_not_break_it(after_the_pixels, tmp_path):
     path.write_bytes(content)
     for source in (path, {"bytes": content, "path": None}):
         assert np.array_equal(np.asarray(load_image(source)), np.asarray(image))
-    with pytest.raises(BrokenImageError, match="(?i)truncated"):
+    with pytest.raises(BrokenImageError, match=r"(?i)truncated"):
         load_image({"bytes": content[: -len(content) // 3], "path": None})
 
 
@@ -209,6 +209,16 @@ def test_paths_and_images_are_opened(tmp_path):
     Image.new("RGB", (8, 8), "red").save(path)
     for image in (str(path), path, {"bytes": None, "path": str(path)}, Image.open(path)):
         assert load_image(image).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_the_content_of_a_file_is_told_from_its_name(tmp_path):
+    image = photo((48, 32))
+    for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"):
+        assert load_image(encoded(image, format)["bytes"]).size == image.size
+    image.save(tmp_path / "a.png")
+    assert load_image(os.fsencode(tmp_path / "a.png")).size == image.size
+    with pytest.raises(BrokenImageError, match=r"^an image without a file name: .{0,99}$"):
+        load_image(b"\0" * 9999)
 
 
 @pytest.mark.parametrize(

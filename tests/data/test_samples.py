@@ -6,8 +6,10 @@ import pickle
 import weakref
 
 import numpy as np
+import pandas
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -16,7 +18,7 @@ from modeling_cyclip.data import samples as samples_module
 from modeling_cyclip.data.augment import SecondView
 from modeling_cyclip.data.images import load_image
 from modeling_cyclip.data.sampler import EpochSampler
-from modeling_cyclip.data.samples import CaptionedSamples, SampleCollator
+from modeling_cyclip.data.samples import CaptionedSamples, SampleCollator, check_columns
 
 
 def rows(num_rows, broken=()):
@@ -215,3 +217,79 @@ def test_second_views_are_told_from_what_is_no_row_of_the_batch():
     assert batch["return_loss"] is True and batch["scale"] == 2 and batch["position_ids"].shape == (1, 3)
     assert batch["language"] == "en" and batch["none"] is None
     assert sum(name.startswith("augmented_") for name in batch) == 3
+
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+WITH_ALPHA = np.concatenate([LEVELS, LEVELS[:, :, :1]], axis=2)
+
+
+@pytest.mark.parametrize(
+    "array, expected",
+    [
+        (LEVELS, LEVELS),
+        (LEVELS[:, :, :1], LEVELS[:, :, [0, 0, 0]]),
+        (LEVELS[:, :, 0], LEVELS[:, :, [0, 0, 0]]),
+        (WITH_ALPHA, LEVELS),
+        (torch.from_numpy(LEVELS), LEVELS),
+        (torch.from_numpy(LEVELS).permute(2, 0, 1), LEVELS),
+        (torch.from_numpy(LEVELS).permute(2, 0, 1)[:1], LEVELS[:, :, [0, 0, 0]]),
+        (LEVELS.astype(np.int64), LEVELS),
+        (LEVELS.tolist(), LEVELS),
+    ],
+    ids=["rgb", "one channel", "grey", "alpha", "tensor", "channels first", "one channel first", "integers", "lists"],
+)
+@pytest.mark.parametrize("process_image", [None, lambda image: torch.from_numpy(np.array(image))])
+def test_arrays_and_tensors_are_images(array, expected, process_image):
+    rows = [{"image": array, "caption": "red"}] * 2
+    image = CaptionedSamples(rows, seed=0, process_image=process_image)[1]["image"]
+    assert np.array_equal(np.asarray(image), expected)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        LEVELS / 255,
+        torch.rand(3, 8, 8),
+        LEVELS.astype(np.int16) + 99,
+        LEVELS[None],
+        LEVELS[:, :, :2],
+        LEVELS[0, 0],
+        [],
+        [[1], [2, 3]],
+    ],
+    ids=["shares", "tensor of shares", "above 255", "four axes", "two channels", "one axis", "empty", "ragged"],
+)
+def test_arrays_that_are_no_image_end_in_one_line(array):
+    with pytest.raises(ValueError, match=r"^The column `image` holds [^\n]{9,400}$"):
+        CaptionedSamples([{"image": array, "caption": "red"}], seed=0)[0]
+
+
+READY = {"pixel_values": torch.zeros(3, 16, 16), "input_ids": torch.ones(4)}
+
+
+@pytest.mark.parametrize(
+    "dataset, message",
+    [
+        ([READY] * 8, "ready-made `pixel_values`"),
+        (Dataset.from_list([{"pixel_values": [0.0], "input_ids": [1]}]), "ready-made `pixel_values`"),
+        ([{"image": "a.png", "text": "red"}], r"no column `caption`, but image, text"),
+        ([("a.png", "red")], "rows are no dictionaries, but such as a tuple"),
+        (pandas.DataFrame({"image": ["a.png"], "caption": ["red"]}), r"`datasets\.Dataset\.from_pandas\(frame\)`"),
+    ],
+    ids=["pixels", "table of pixels", "another name", "tuples", "frame"],
+)
+def test_data_of_other_forms_are_refused_in_one_line(dataset, message):
+    with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*$"):
+        check_columns(dataset)
+
+
+def test_rows_of_other_forms_are_refused_as_they_are_read():
+    class Ready(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return READY
+
+    with pytest.raises(ValueError, match="ready-made `pixel_values`"):
+        CaptionedSamples(Ready(), seed=0)[0]
