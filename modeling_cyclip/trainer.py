@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_compiled_module
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import ProcessorMixin, Trainer, TrainerCallback
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils import PushInProgress, logging
 
@@ -121,7 +121,7 @@ class CyCLIPTrainer(Trainer):
         **kwargs,
     ):
         eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
-        _check(model, args, (train_dataset, *eval_datasets), kwargs)
+        _check(model, args, (train_dataset, *eval_datasets), processing_class if data_collator is None else None, kwargs)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
@@ -337,6 +337,9 @@ class CyCLIPTrainer(Trainer):
         if state_dict is None:
             state_dict = self.accelerator.unwrap_model(self.model).state_dict()
         super()._save(output_dir, with_scalar_logit_scale(state_dict))
+        if self.args.should_save and isinstance(self.processing_class, ProcessorMixin):
+            # transformers 4 looks for this file, where 5 writes all into the processor's.
+            self.processing_class.image_processor.save_pretrained(output_dir or self.args.output_dir)
         self._record(output_dir)
 
     def _record(self, output_dir: str | None) -> None:
@@ -582,9 +585,18 @@ class _WeightedMean:
 
 
 def _check(
-    model: nn.Module, args: CyCLIPTrainingArguments, datasets: Iterable[Dataset | None], options: Mapping[str, Any]
+    model: nn.Module,
+    args: CyCLIPTrainingArguments,
+    datasets: Iterable[Dataset | None],
+    processor: Any,
+    options: Mapping[str, Any],
 ) -> None:
     """Refuses, before any work, what would not train or would not train what was asked for."""
+    if is_compiled_module(model):
+        raise ValueError(
+            "CyCLIPTrainer was given a compiled model, whose checkpoints would have other names: pass the model itself and "
+            "`torch_compile=True` in the arguments."
+        )
     if not isinstance(model, CyCLIPModel):
         raise ValueError(
             f"CyCLIPTrainer trains a CyCLIPModel, got a {type(model).__name__}. Open a CLIP checkpoint with "
@@ -597,6 +609,11 @@ def _check(
                 "to rounding. Open the checkpoint with `CyCLIPModel.from_pretrained(..., dtype=torch.float32)`; `bf16=True` "
                 "computes in half precision all the same."
             )
+    if isinstance(processor, PreTrainedTokenizerBase | BaseImageProcessor):
+        raise ValueError(
+            f"`processing_class` is a {type(processor).__name__} alone: pass the tokenizer and the image processor of the "
+            "model together, `CLIPProcessor(image_processor, tokenizer)`."
+        )
     if not isinstance(args, CyCLIPTrainingArguments):
         raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
     for dataset in datasets:
