@@ -12,6 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..data.captions import open_table
 from ..package_files import package_file
 
 
@@ -35,29 +36,38 @@ class Benchmark:
     shift_of: str | None = None  # the benchmark that this one is a natural distribution shift of
     baseline_line: list[float] | None = None  # slope and intercept of the accuracy expected here, in percent
 
-    def load(self, split: str) -> Dataset:
+    def load(self, split: str) -> tuple[Dataset, Path | None]:
         """
-        The rows of a split. The layouts are tried in this order:
+        The rows of a split, and the folder that paths in them are relative to. The layouts are tried in this order:
 
         - `labels.csv` with the columns `image` and `label`, in the folder or its subfolder `split` (the official code's);
         - WebDataset shards `split/*.tar` (CLIP-benchmark's), in a folder or on the Hub under a name with `wds_`;
-        - what `datasets.load_dataset` opens: data files, image folders, Hub datasets.
+        - what training opens, by [`~modeling_cyclip.data.captions.open_table`]: tables, folders, shards, Hub datasets.
         """
         names = VALIDATION if split in VALIDATION else (split,)
         errors = []
         for name in sorted(names, key=lambda name: name != split):
             try:
                 return self._load(name)
-            except (DatasetGenerationError, ValueError, OSError) as error:
+            except ValueError as error:
                 errors.append(error)
-        raise ValueError(f"{self.path} (split {split}) cannot be loaded: {errors[0]}") from errors[0]
+        raise errors[0]
 
-    def _load(self, split: str) -> Dataset:
-        if (folder := self._labels_folder(split)) is not None:
-            return _read_labels_csv(folder)
-        if (shards := self._shards(split)) is not None:
-            return _lower_case(load_dataset("webdataset", data_files={split: shards}, split=split))
-        return load_dataset(self.path, split=split)
+    def _load(self, split: str) -> tuple[Dataset, Path | None]:
+        folder, shards = self._labels_folder(split), self._shards(split)
+        if folder is None and shards is None:
+            return open_table(self.path, split)
+        try:
+            if folder is not None:
+                return _read_labels_csv(folder), folder
+            return _lower_case(load_dataset("webdataset", data_files={split: shards}, split=split)), None
+        except (DatasetGenerationError, ValueError, OSError) as error:
+            raise ValueError(f"{self.path} (split {split}) cannot be loaded: {error}") from error
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one table or some shards, which have no splits."""
+        return Path(self.path).expanduser().is_file() or self.path.lower().endswith(".tar")
 
     def class_names(self, split: str) -> list[str] | None:
         """Names from `classnames.txt` (one a line) or the official `classes.py`; `None` where there is neither."""
@@ -87,7 +97,9 @@ class Benchmark:
         return not Path(self.path).exists() and "/wds_" in self.path
 
     def _file(self, name: str) -> Path | None:
-        path = Path(self.path, name)
+        # The names of a table's classes lie beside it.
+        path = Path(self.path).expanduser()
+        path = (path.parent if self.is_single else path) / name
         if self._is_on_hub():
             try:
                 path = Path(hf_hub_download(self.path, name, repo_type="dataset"))

@@ -8,10 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from datasets import ClassLabel, Dataset, Image, List, interleave_datasets
+from datasets import ClassLabel, Dataset, List, Value, interleave_datasets
 from torch import Tensor
 
-from ..data.columns import MISSING_LABELS, TEXT, check_column, describe, only_images
+from ..data.captions import _captions as caption_column_of
+from ..data.columns import (
+    MISSING_LABELS,
+    TEXT,
+    _caption_candidates,
+    _image_candidates,
+    check_column,
+    describe,
+    only_images,
+)
 from ..package_files import find_file
 from .arguments import DataArguments
 from .benchmarks import Benchmark, open_benchmark, read_templates
@@ -60,6 +69,11 @@ def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationSet
         if args.cross_validate < 2:
             raise ValueError(f"--cross_validate takes at least 2 folds, got {args.cross_validate}.")
         train_split = None
+    if benchmark.is_single and (args.split is not None or args.train_split is not None):
+        raise ValueError(
+            f"{args.dataset} is one file, without splits: leave --split and --train_split out, or give a folder with a file "
+            "a split. --cross_validate 5 needs no training split."
+        )
     templates = None
     if args.templates is not None:
         path = find_file(args.templates, "training/recipes/comparisons", ".txt", "file of templates")
@@ -102,9 +116,9 @@ def load_evaluation_set(
     `class_splits` are the classes. Classes of which `args.exclude` leaves no row in these splits are no candidates.
     `labels_only` leaves out captions and superclasses, which reference images and shifted sets have no use for.
     """
-    whole = benchmark.load(split)
+    whole, folder = benchmark.load(split)
     dataset = _without(whole, args.exclude)
-    name = f"{benchmark.path} [{split}]"
+    name = benchmark.path if benchmark.is_single else f"{benchmark.path} [{split}]"
     if len(dataset) == 0:
         raise ValueError(f"{name} has no rows{' after --exclude' if args.exclude else ''}.")
     is_winoground = {"image_0", "image_1", "caption_0", "caption_1"} <= set(dataset.column_names)
@@ -113,18 +127,20 @@ def load_evaluation_set(
     coarse_column = None if labels_only else args.coarse_column
     label_column = args.label_column or _default_label(dataset)
     labels = class_names = superclasses = captions = None
-    problems, notes = {}, []
+    problems, notes, are_names = {}, [], False
     if label_column is not None:
         check_column(dataset, label_column, "--label_column")
+        are_names = dataset.features[label_column] in TEXT and not _are_numerals(whole[label_column][:])
         pooled, before = {split: dataset}, {split: whole}
-        if dataset.features[label_column] in TEXT or coarse_column or args.exclude:
+        if are_names or coarse_column or args.exclude:
             for other in class_splits:
                 if other not in pooled:
-                    before[other] = benchmark.load(other)
+                    before[other], _ = benchmark.load(other)
                     pooled[other] = _without(before[other], args.exclude)
-        class_names, rows = _classes(pooled, label_column, benchmark, split)
-        if args.exclude and dataset.features[label_column] not in TEXT:
-            labelled = {label for part in before.values() for label in part[label_column][:]}
+        class_names, rows = _classes(pooled, label_column, benchmark, split, are_names)
+        if args.exclude and not are_names:
+            every = (label for part in before.values() for label in part[label_column][:])
+            labelled = {int(label) for label in every if not _is_missing(label)}
             class_names, rows = _remaining(class_names, rows, labelled)
         class_names, rows, notes = _of_different_names(class_names, rows)
         labels = torch.tensor(rows[split])
@@ -142,7 +158,7 @@ def load_evaluation_set(
             problems["captions"] = str(error)
     return EvaluationSet(
         name=name,
-        dataset=_with_images(dataset, args.image_column, benchmark.path),
+        dataset=_with_images(dataset, args.image_column, folder),
         labels=labels,
         class_names=class_names,
         templates=templates or benchmark.templates(split) or GENERAL_TEMPLATES,
@@ -150,7 +166,7 @@ def load_evaluation_set(
         superclasses=superclasses,
         is_winoground=is_winoground,
         benchmark=benchmark,
-        pooled_classes=label_column is not None and dataset.features[label_column] in TEXT,
+        pooled_classes=are_names,
         problems=problems,
         notes=notes,
     )
@@ -215,15 +231,18 @@ def _spaced(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def _with_images(dataset: Dataset, column: str | None, path: str) -> Dataset:
+def _with_images(dataset: Dataset, column: str | None, folder: Path | None) -> Dataset:
+    if "shard" in dataset.column_names:
+        # These rows say where in the shards images lie.
+        return dataset.select_columns("image")
     if column is None:
-        candidates = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+        candidates = _image_candidates(dataset)
         if len(candidates) != 1:
             found = ", ".join(candidates) or f"none among {', '.join(dataset.column_names)}"
             raise ValueError(f"One image column is needed, found {found}. Say which with --image_column.")
         column = candidates[0]
     check_column(dataset, column, "--image_column")
-    return only_images(dataset, column, path if Path(path).is_dir() else None)
+    return only_images(dataset, column, folder)
 
 
 def _default_label(dataset: Dataset) -> str | None:
@@ -234,31 +253,37 @@ def _default_label(dataset: Dataset) -> str | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
+def _is_missing(label: int | str | None) -> bool:
+    return label in MISSING_LABELS or (isinstance(label, str) and not label.strip())
+
+
+def _are_numerals(labels: list[str | None]) -> bool:
+    """Whether texts are all numbers: in a csv, labels are."""
+    return all(label.strip().isdecimal() for label in labels if not _is_missing(label))
+
+
 def _classes(
-    datasets: dict[str, Dataset], column: str, benchmark: Benchmark, split: str
+    datasets: dict[str, Dataset], column: str, benchmark: Benchmark, split: str, are_names: bool
 ) -> tuple[list[str], dict[str, list[int]]]:
-    """Class names, and the labels of every split."""
+    """Class names, and the labels of every split. The values of the column are numbers unless they `are_names`."""
     feature = datasets[split].features[column]
     rows = {split: dataset[column][:] for split, dataset in datasets.items()}
     for name, labels in rows.items():
-        missing = (
-            row
-            for row, one in enumerate(labels)
-            if one in MISSING_LABELS or (isinstance(one, str) and not one.strip())
-        )
-        if (row := next(missing, None)) is not None:
+        if (row := next((row for row, label in enumerate(labels) if _is_missing(label)), None)) is not None:
             raise ValueError(f"Row {row} of the split {name} has no label in column '{column}'.")
-    if feature in TEXT:
+    if are_names:
         rows = {split: [_spaced(label) for label in labels] for split, labels in rows.items()}
         names = sorted({name for labels in rows.values() for name in labels})
         index = {name: label for label, name in enumerate(names)}
         return names, {split: [index[name] for name in labels] for split, labels in rows.items()}
+    if feature in TEXT:
+        rows, feature = {name: [int(label) for label in labels] for name, labels in rows.items()}, Value("int64")
     if not isinstance(feature, ClassLabel) and "int" not in describe(feature):
         raise ValueError(f"Column '{column}' holds {describe(feature)}, not class labels. Set --label_column.")
     if (names := benchmark.class_names(split)) is None:
         if not isinstance(feature, ClassLabel):
             raise ValueError(
-                f"Column '{column}' has labels without names. Write the names to classnames.txt in the folder "
+                f"Column '{column}' has labels without names. Write the names to classnames.txt in the folder of the data, "
                 f"{benchmark.path}, one a line and in the order of the labels, or name a column of strings by --label_column."
             )
         names = [_spaced(name) for name in feature.names]
@@ -339,9 +364,11 @@ class _CaptionFault(ValueError):
 
 def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
     if column is None:
-        column = next((name for name in ("captions", "caption", "txt") if name in dataset.column_names), None)
-        if column is None:
+        usual = [name for name in ("captions", "caption", "txt") if name in dataset.column_names]
+        candidates = usual or _caption_candidates(dataset)
+        if not usual and len(candidates) != 1:
             return None
+        column = candidates[0]
         try:
             return _captions(dataset, column)
         # The captions were not asked for, so that a fault in them must not end the run.
@@ -352,7 +379,9 @@ def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
     feature = dataset.features[column]
     if not (feature in TEXT or (isinstance(feature, List) and feature.feature in TEXT)):
         raise ValueError(f"Column '{column}' holds no captions (text or lists of texts). Set --caption_column.")
-    rows = [row.split("\n") if isinstance(row, str) else row or [] for row in dataset[column]]
+    # As in training, a text may be a list that a table holds as text.
+    texts = caption_column_of(dataset, column, None)["caption"]
+    rows = [row.split("\n") if isinstance(row, str) else row or [] for row in texts]
     captions = [[caption.strip() for caption in row if caption and caption.strip()] for row in rows]
     if empty := [row for row, texts in enumerate(captions) if not texts]:
         raise _CaptionFault(f"Row {empty[0]} has no caption in column '{column}'.")

@@ -9,7 +9,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from modeling_cyclip.data.images import load_image
 from modeling_cyclip.evaluation.arguments import DataArguments
 from modeling_cyclip.evaluation.benchmarks import REGISTRY, Benchmark, open_benchmark, read_class_names, read_templates
-from modeling_cyclip.evaluation.evaluation_set import GENERAL_TEMPLATES, load_evaluation_set
+from modeling_cyclip.evaluation.content import image_digests, shared_images
+from modeling_cyclip.evaluation.embeddings import images_fingerprint
+from modeling_cyclip.evaluation.evaluation_set import GENERAL_TEMPLATES, load_data, load_evaluation_set
 from tests.conftest import coloured_image
 
 
@@ -223,6 +225,60 @@ def test_official_labels_with_a_mark_or_names(tmp_path, table, labels):
             load(tmp_path)
 
 
+def test_a_table_is_opened_as_in_training(tmp_path, monkeypatch):
+    coloured_image("red").save(tmp_path / "a b.png")
+    # A mark, a synonym for each column, a caption that is a list, and numbers for labels.
+    table = '\ufefffilepath,title,label\n"a b.png","[""a cat"", ""a dog""]",1\na b.png,NA,0\n'
+    (tmp_path / "pairs.csv").write_text(table)
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    data = load_data(DataArguments(str(tmp_path / "pairs.csv")), None)
+    assert data.name == str(tmp_path / "pairs.csv")
+    assert data.captions == [["a cat", "a dog"], ["NA"]]
+    assert data.class_names == ["cat", "dog"] and data.labels.tolist() == [1, 0]
+    assert load_image(data.dataset[0]["image"]).size == (16, 16)
+    with pytest.raises(ValueError, match="is one file, without splits"):
+        load_data(DataArguments(str(tmp_path / "pairs.csv"), split="train"), None)
+    (tmp_path / "classnames.txt").unlink()
+    with pytest.raises(ValueError, match=r"Column 'label' has labels without names.*classnames\.txt"):
+        load_data(DataArguments(str(tmp_path / "pairs.csv")), None)
+
+
+def folder_of_pairs(folder):
+    coloured_image("red").save(folder / "0.png")
+    (folder / "0.txt").write_text("a cat")
+
+
+def saved_folder(folder):
+    rows = Dataset.from_dict({"image": [coloured_image("red")], "caption": ["a cat"]}).cast_column("image", Image())
+    rows.save_to_disk(folder)
+
+
+def folder_of_table_and_images(folder):
+    coloured_image("red").save(folder / "0.png")
+    (folder / "pairs.csv").write_text("image,caption\n0.png,a cat\n")
+
+
+def folder_of_bytes(folder):
+    Dataset.from_dict({"image": [png()], "caption": ["a cat"]}).to_parquet(folder / "train.parquet")
+
+
+def shards(folder):
+    write_shard(folder / "train" / "0.tar", {"a.png": png(), "a.txt": b"a cat"})
+    return str(folder / "train" / "*.tar")
+
+
+@pytest.mark.parametrize(
+    "layout", [folder_of_pairs, saved_folder, folder_of_table_and_images, folder_of_bytes, shards]
+)
+def test_what_training_opens(tmp_path, layout):
+    source = layout(tmp_path) or str(tmp_path)
+    data = load_data(DataArguments(source, split=None if source.endswith(".tar") else "train"), None)
+    assert data.captions == [["a cat"]]
+    assert load_image(data.dataset[0]["image"]).size == (16, 16)
+    assert len(image_digests(data.dataset)) == 1 and shared_images(data.dataset, data.dataset) == (1, 1)
+    assert images_fingerprint(data.dataset)
+
+
 def test_fingerprints_are_the_same_each_time(data_folder):
     first, second = (load(data_folder, exclude="group=cold").dataset._fingerprint for _ in range(2))
     assert first == second != load(data_folder).dataset._fingerprint
@@ -376,9 +432,9 @@ def test_rows_without_caption_and_two_image_columns(tmp_path):
     }
     assert load(tmp_path).captions is None
     (tmp_path / "two").mkdir()
-    rows = rows.add_column("mask", [png()]).cast_column("mask", Image())
+    rows = rows.rename_column("image", "first").add_column("mask", [png()]).cast_column("mask", Image())
     rows.to_parquet(tmp_path / "two" / "test-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match="found image, mask"):
+    with pytest.raises(ValueError, match="found first, mask"):
         load(tmp_path / "two")
 
 
