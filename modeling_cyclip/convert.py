@@ -180,6 +180,8 @@ def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | 
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **normalisation
     )
     if tokenizer is not None:
+        # transformers 4 looks for the image processor's own file.
+        processor.save_pretrained(target)
         processor = CLIPProcessor(image_processor=processor, tokenizer=tokenizer)
     else:
         logger.warning(

@@ -75,7 +75,8 @@ def test_a_trainer_publishes_a_card_of_what_it_knows(hub, run_script, tmp_path):
     assert len(logs) == 1 and files[logs.pop()]
     assert {path for path in files if not path.startswith("runs/")} == {
         ".gitattributes", "README.md", "config.json", "model.safetensors", "plots/training_curve.png",
-        "processor_config.json", "run.json", "tokenizer.json", "tokenizer_config.json", "trainer_state.json",
+        "preprocessor_config.json", "processor_config.json", "run.json", "tokenizer.json", "tokenizer_config.json",
+        "trainer_state.json",
     }  # fmt: skip
     assert {"training_args.bin", "checkpoint-2"} <= {path.name for path in (tmp_path / "known").iterdir()}
     assert json.loads(files["run.json"])["model"] == {} and str(tmp_path) not in files["run.json"].decode()

@@ -334,6 +334,9 @@ def test_converted_folder_opens_in_the_pipeline(model, merges, tmp_path):
     classifier = pipeline("zero-shot-image-classification", model=str(tmp_path / "folder"))
     answer = classifier(Image.new("RGB", (80, 60), "red"), candidate_labels=["cat", "dog"], hypothesis_template="a {}")
     assert {item["label"] for item in answer} == {"cat", "dog"}
+    # The file that transformers 4 looks for.
+    size = model.config.vision_config.image_size
+    assert json.loads((tmp_path / "folder" / "preprocessor_config.json").read_text())["crop_size"]["height"] == size
 
 
 # Command
