@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,12 @@ INCOMPLETE_MARKER, COMPLETE_MARKER = "incomplete", "complete"
 
 # Not listed: the markers themselves, and the card, which people edit.
 UNLISTED = {INCOMPLETE_MARKER, COMPLETE_MARKER, "README.md"}
+# What disks answer that flush no folder: Windows, and some on a network or in user space.
+NO_FLUSH_OF_FOLDERS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EINVAL", "EBADF", "EISDIR", "ENOTSUP", "ENOSYS")
+    if hasattr(errno, name)
+}
 
 
 class CheckpointError(RuntimeError):
@@ -92,7 +99,10 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     The newest complete checkpoint in the output folder of a training, or `None`. Newer ones that were cut off or damaged
     are passed over with a warning (transformers' `get_last_checkpoint` looks at folder names only).
     """
-    for path in _newest_first(output_dir):
+    # By the order of writing, as in rotation: a run may have gone on from an older checkpoint than its last. Those of which it
+    # is not known come first, to be named.
+    newest_first = sorted(_newest_first(output_dir), key=lambda path: _number(path, unknown=math.inf), reverse=True)
+    for path in newest_first:
         if not is_complete(path):
             logger.warning(f"{path} was cut off while being written and is passed over.")
         elif damage := _damage(path):
@@ -145,7 +155,7 @@ def _flush(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EACCES, errno.EINVAL):
+        if not path.is_dir() or error.errno not in NO_FLUSH_OF_FOLDERS:
             raise
 
 
@@ -170,12 +180,15 @@ def _read_marker(checkpoint: Path) -> dict[str, Any]:
     return json.loads(content) if content else {}
 
 
-def _number(checkpoint: Path) -> int:
-    """The place of a checkpoint in the order of writing, from 1 on; 0 for what is not known to be complete."""
+def _number(checkpoint: Path, unknown: float = 0) -> float:
+    """
+    The place of a checkpoint in the order of writing, from 1 on, and `unknown` for what is not known to be complete. Those
+    that earlier versions wrote have 0.
+    """
     try:
         return _read_marker(checkpoint).get("number", 0)
     except (OSError, ValueError):
-        return 0
+        return unknown
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -4,17 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
+from .checkpoints import check_checkpoint, last_complete_checkpoint
 from .run_record import RUN_RECORD
 
 
 logger = logging.get_logger(__name__)
 
-# The optimizer's and the schedule's state has these.
+# The state of the optimizer, the schedule, the model and the tokenizer has these.
 OF_THE_CHECKPOINT = {
-    "learning_rate", "vision_learning_rate", "text_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "learning_rate", "model_name_or_path", "text_learning_rate", "tokenizer_name",
+    "vision_learning_rate", "vocab_size", "weight_decay",
 }  # fmt: skip
+# With another of these, the state of the model or the optimizer does not fit.
+UNCHANGEABLE = {"config_name", "freeze_text", "freeze_vision", "image_size", "model_size", "patch_size"}
 # These do not change what is trained. Processes and pairs of each are compared by their product.
 WITHOUT_EFFECT = {
     "attn_implementation", "checkpoint_on_signal", "gradient_cache_chunk_size", "gradient_checkpointing", "license",
@@ -22,8 +28,37 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 
 
-def check_resumable(checkpoint: str | Path) -> None:
-    """Raises a `ValueError` for a checkpoint that holds the weights alone."""
+def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
+    """
+    The checkpoint that the argument means, the same in all processes, which all call this: a path, or the newest whole one
+    in `output_dir` for `True`; `None` if there is none, or none is meant. Raises a `ValueError` for one that does not exist,
+    is not whole, or holds the weights alone.
+    """
+    meant = str(resume_from_checkpoint or "False")
+    if meant.lower() == "false":
+        return None
+    # One process reads it: others may see an older state of a network disk, and a checkpoint has gigabytes.
+    found: list[str | None] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            found[0] = last_complete_checkpoint(output_dir) if meant.lower() == "true" else meant
+            if found[0] is not None:
+                if meant.lower() != "true":
+                    check_checkpoint(found[0])
+                _check_optimizer(found[0])
+        except ValueError as error:
+            found[1] = str(error)
+    checkpoint, problem = broadcast_object_list(found)
+    if problem is not None:
+        raise ValueError(problem)
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise ValueError(
+            f"The checkpoint {checkpoint} is not on every machine: put the output folder on a disk that all share."
+        )
+    return checkpoint
+
+
+def _check_optimizer(checkpoint: str) -> None:
     if not any(Path(checkpoint).glob("optimizer*")):
         raise ValueError(
             f"{checkpoint} holds weights but no state of the optimizer (`save_only_model`): no training can go on from it. "
@@ -31,18 +66,28 @@ def check_resumable(checkpoint: str | Path) -> None:
         )
 
 
-def warn_of_changes(checkpoint: str | Path, record: dict[str, Any]) -> None:
-    """Names the arguments and the data that are not those of the checkpoint's run, and which of both hold."""
+def compare_runs(checkpoint: str, record: dict[str, Any]) -> None:
+    """
+    Names the arguments and the data that are not those of the checkpoint's run, and which of both hold. Raises a
+    `ValueError` where the checkpoint's state does not fit the new arguments.
+    """
     try:
-        saved = json.loads(Path(checkpoint, RUN_RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:  # another Trainer's
+        before = _settings(json.loads(Path(checkpoint, RUN_RECORD).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # another Trainer's, or another program's
         return
-    before, now = _settings(saved), _settings(record)
+    now = _settings(record)
     changes = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
-        if old != new:
-            changes.append(f"{name} was {old} and is {new} ({old if name in OF_THE_CHECKPOINT else new} holds)")
+        if old == new:
+            continue
+        # A tower has parameter groups of its own if it has a rate of its own.
+        if name in UNCHANGEABLE or (name.endswith("_learning_rate") and None in (old, new)):
+            raise ValueError(
+                f"{checkpoint} is of a run whose {name} was {old}, and here it is {new}: its state does not fit. Resume with the "
+                "arguments of that run, or start a new one from its weights, --model_name_or_path."
+            )
+        changes.append(f"{name} was {old} and is {new} ({old if name in OF_THE_CHECKPOINT else new} holds)")
     if changes:
         logger.warning(f"The run that {checkpoint} is of was another: {', '.join(changes)}.")
 
@@ -52,6 +97,5 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
     told = {**record["model"], **record["data"], **record["training"]}
     settings = {name: value for name, value in told.items() if name not in WITHOUT_EFFECT}
     settings["pairs a step"] = record["training"]["per_device_train_batch_size"] * record["processes"]
-    for name in ("training_pairs", "captions"):
-        settings[name] = record.get(name)
+    settings["training_pairs"], settings["captions"] = record["training_pairs"], record["captions"]
     return settings

@@ -103,20 +103,21 @@ def over_all_parts(
     Returns:
         `dict[str, float]`: the same metrics.
     """
+    if first_step == 0:
+        return {}
+    steps = last_step - first_step
     runtime = seconds_before(log_history, first_step) + metrics["train_runtime"]
-    if first_step == 0 or last_step == first_step:
-        return {"train_runtime": runtime}
-    # Every step takes as many samples, so the counts grow with the steps.
-    growth = metrics["train_runtime"] / (last_step - first_step) * last_step / runtime
+    # Every step takes as many samples, so the counts grow with the steps. Without a step there is nothing to count from.
+    growth = metrics["train_runtime"] / steps * last_step / runtime if steps else 0
     speeds = {name: value * growth for name, value in metrics.items() if name.endswith("_per_second")}
-    total_loss, previous = metrics["train_loss"] * (last_step - first_step), 0
+    total_loss, previous = metrics["train_loss"] * steps, 0
     for log in log_history:
         if "loss" in log and log["step"] <= first_step:
             total_loss += log["loss"] * (log["step"] - previous)
             previous = log["step"]
     return {
         "train_runtime": runtime,
-        "train_loss": total_loss / (last_step - first_step + previous),
+        "train_loss": total_loss / max(1, steps + previous),
         **{name: round(value, 3) for name, value in speeds.items()},
     }
 

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object, is_compiled_module
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
@@ -21,7 +22,6 @@ from transformers.utils import PushInProgress, logging
 from .blockwise import in_batch_recall
 from .checkpoints import (
     CheckpointError,
-    check_checkpoint,
     flush,
     is_complete,
     last_complete_checkpoint,
@@ -41,7 +41,7 @@ from .health import HealthCallback, batch_statistics, caption_keys
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import ClampLogitScale, decay_parameter_names, set_tower_learning_rates
 from .preemption import PreemptionCallback, start_worker
-from .resume import check_resumable, warn_of_changes
+from .resume import compare_runs, find_checkpoint
 from .run_record import over_all_parts, run_record, seconds_before, write_run_record
 from .training_args import CyCLIPTrainingArguments
 
@@ -121,7 +121,9 @@ class CyCLIPTrainer(Trainer):
         **kwargs,
     ):
         eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
-        _check(model, args, (train_dataset, *eval_datasets), processing_class if data_collator is None else None, kwargs)
+        _check(
+            model, args, (train_dataset, *eval_datasets), processing_class if data_collator is None else None, kwargs
+        )
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
@@ -131,7 +133,6 @@ class CyCLIPTrainer(Trainer):
             data_collator.check_model(model.config)
         self.extra_metrics, self.augment, self.run_arguments = extra_metrics, augment, run_arguments or {}
         self._pending_metrics: dict[str, float] = {}
-        self._preemption = PreemptionCallback()
         if eval_dataset is None and extra_metrics is not None:
             eval_dataset = {}  # transformers refuses to evaluate without a dataset
         super().__init__(
@@ -141,7 +142,7 @@ class CyCLIPTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator,
-            callbacks=[ClampLogitScale(), HealthCallback(), self._preemption, *(callbacks or [])],
+            callbacks=[ClampLogitScale(), HealthCallback(), *(callbacks or [])],
             **kwargs,
         )
         if self.is_fsdp_enabled:
@@ -151,8 +152,11 @@ class CyCLIPTrainer(Trainer):
             self._get_train_sampler()  # raises at once if the dataset is too small
         self.broken_images = BrokenImages("training")
         self._broken_images_by_evaluation: dict[str, BrokenImages] = {}
-        self._train_parts = _WeightedMean()
-        self._first_bad_step = FirstBadStep()
+        self._save_total_limit = args.save_total_limit
+        self._preemption = None
+        if args.checkpoint_on_signal:
+            self._preemption = PreemptionCallback(args)
+            self.add_callback(self._preemption)
         self._run_record: dict[str, Any] | None = None
 
     def _get_dataloader(
@@ -173,7 +177,7 @@ class CyCLIPTrainer(Trainer):
         loader = super()._get_dataloader(samples, description, *args, is_training=is_training, **kwargs)
         if self.args.checkpoint_on_signal:
             # accelerate's loader iterates over the one that it was made of.
-            loader.base_dataloader.worker_init_fn = partial(start_worker, loader.worker_init_fn or int)
+            loader.base_dataloader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
         return loader
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
@@ -196,27 +200,46 @@ class CyCLIPTrainer(Trainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        # transformers would take the checkpoint with the highest number, even if it was cut off.
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"{self.args.output_dir} has no complete checkpoint to go on from.")
-        elif resume_from_checkpoint:
-            check_checkpoint(resume_from_checkpoint)
-        if resume_from_checkpoint:
-            check_resumable(resume_from_checkpoint)
+        r"""
+        Trains, from the start or from a checkpoint. Logs come every `logging_steps`, and at every checkpoint.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint to go on from; `True` for the newest whole one in `output_dir`.
+            args, kwargs (*optional*):
+                As in [`~transformers.Trainer.train`].
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`]: its seconds, speed and mean loss are those of all parts of a resumed
+            training.
+
+        Raises:
+            `ValueError`: no checkpoint to go on from, one that is damaged or of weights alone, or one of another model.
+            [`~modeling_cyclip.divergence.DivergenceError`]: the loss or the weights are not finite.
+            [`~modeling_cyclip.checkpoints.CheckpointError`]: a checkpoint could not be written.
+            `SystemExit`: the training was told to stop and has saved a checkpoint (`checkpoint_on_signal`).
+        """
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is None and resume_from_checkpoint:
+            raise ValueError(f"{self.args.output_dir} has no complete checkpoint to go on from.")
+        self._first_bad_step, self._train_parts = FirstBadStep(), _WeightedMean()
         if (name := first_not_finite(self.model)) is not None:
             raise DivergenceError(f"The model cannot be trained: {name} has values that are not finite.")
         if self.args.should_save:
             # Now, not at each save: the commit is that of the code that runs, whatever is edited meanwhile.
             self._run_record = self._make_run_record()
-            if resume_from_checkpoint:
-                warn_of_changes(resume_from_checkpoint, self._run_record)
+            if checkpoint is not None:
+                compare_runs(checkpoint, self._run_record)
         if self.model_wrapped is self.model:
             # An evaluation beforehand marks the model as prepared, and accelerate would not wrap it in DDP any more.
             self.model._is_accelerate_prepared = False
-        with self._preemption if self.args.checkpoint_on_signal else nullcontext():
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        # At the end, transformers would by this limit delete the newest checkpoint for the best.
+        self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with self._preemption or nullcontext():
+                output = super().train(checkpoint, *args, **kwargs)
+        finally:
+            self.args.save_total_limit = self._save_total_limit
         self._stop_if_diverged()
         return output
 
@@ -302,6 +325,11 @@ class CyCLIPTrainer(Trainer):
         inputs.pop("return_loss", None)
         return super()._prepare_inputs(inputs)
 
+    def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
+        # Where a resumed epoch skips batches that several processes share, accelerate does not reach the sampler behind both.
+        self._get_train_sampler().set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         # Every checkpoint ends a window of the log, so that a resumed training logs what one without a break does.
         may_save = self.control.should_save or (
@@ -311,13 +339,15 @@ class CyCLIPTrainer(Trainer):
         if self.control.should_log:
             self._stop_if_diverged(look_at_weights=may_save)
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._preemption is not None and self._preemption.stops:
+            self._preemption.exit(self.state)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" in logs:
             logs.update(
                 over_all_parts(logs, self.state.log_history, self.state.global_step, self._initial_global_step)
             )
-        if "loss" in logs:
+        if "loss" in logs and start_time is not None:
             logs["train_seconds"] = seconds_before(self.state.log_history, self._initial_global_step) + (
                 time.time() - start_time
             )
@@ -352,11 +382,9 @@ class CyCLIPTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = self._get_output_dir(trial)
         checkpoint = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.args.should_save:
-            mark_incomplete(checkpoint)
-        # Older checkpoints must stay until this one is complete.
-        save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
+            if self.args.should_save:
+                mark_incomplete(checkpoint)
             super()._save_checkpoint(model, trial)
             if not self.args.push_to_hub:
                 self._complete(checkpoint)
@@ -367,12 +395,11 @@ class CyCLIPTrainer(Trainer):
                 f"{checkpoint} could not be written to its end; older ones are whole. With space on the disk, resuming "
                 "goes on from the newest of them."
             ) from error
-        finally:
-            self.args.save_total_limit = save_total_limit
+        # Older checkpoints stay until this one is complete.
         if self.args.should_save:
-            if save_total_limit is not None:
+            if self._save_total_limit is not None:
                 remove_incomplete(run_dir)
-            rotate_checkpoints(run_dir, save_total_limit, checkpoint, self.state.best_model_checkpoint)
+            rotate_checkpoints(run_dir, self._save_total_limit, checkpoint, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publishes what the end of the training would, in the background. transformers would upload the whole folder."""
@@ -412,6 +439,8 @@ class CyCLIPTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(checkpoint)
+        # No process goes on to its end while the marker is not written: launchers then kill the others.
+        self.accelerator.wait_for_everyone()
 
     def evaluate(
         self,
@@ -432,6 +461,8 @@ class CyCLIPTrainer(Trainer):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        if self.is_fsdp_enabled and not isinstance(self.model, FSDPModule):
+            raise ValueError("FSDP shards a model together with its optimizer: evaluate during or after a training.")
         self._broken_eval_images = self._broken_images_by_evaluation.setdefault(
             metric_key_prefix, BrokenImages(metric_key_prefix)
         )

@@ -65,8 +65,9 @@ def test_every_division_of_the_batch_is_the_same_training(whole, variant):
 
 @pytest.mark.parametrize("variant", ["1 process x 64", "2 processes x 32", "FSDP, 2 processes x 32, gradient cache"])
 def test_killed_and_resumed_is_the_same_training_bit_for_bit(whole, train_file, tmp_path, variant):
-    interrupted = command(train_file, tmp_path, *VARIANTS[variant])
-    checkpoint = tmp_path / "checkpoint-4"
+    # In the midst of the second epoch.
+    interrupted = [*command(train_file, tmp_path, *VARIANTS[variant]), "--save_steps", "3"]
+    checkpoint = tmp_path / "checkpoint-3"
     run_killed(interrupted, checkpoint)
     # Each process keeps its random state.
     assert len(list(checkpoint.glob("rng_state*.pth"))) == VARIANTS[variant][0]
