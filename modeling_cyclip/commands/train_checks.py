@@ -50,7 +50,8 @@ def check_sources(model_args: ModelArguments, data_args: DataArguments) -> None:
             if (value := getattr(args, name)) is not None:
                 _check_name(name, value)
     for name in ("train_file", "validation_file"):
-        if (file := getattr(data_args, name)) is not None:
+        files = getattr(data_args, name)
+        for file in [files] if isinstance(files, str) else files or []:
             if (path := Path(file).expanduser()).is_dir():
                 raise ValueError(f"--{name} takes a file, and {file} is a folder: take --dataset_name.")
             if not path.is_file():

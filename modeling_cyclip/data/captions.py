@@ -20,6 +20,7 @@ from .columns import MISSING_LABELS, TEXT, describe, find_columns, only_images
 from .folders import open_folder
 from .images import BrokenImageError, load_image
 from .shards import load_shards
+from .sources import mix, read_sources
 from .tables import FILE_FORMATS, read_table
 
 
@@ -40,8 +41,14 @@ class DataArguments:
     dataset_config_name: str | None = HfArg(default=None, help="Configuration of the Hub dataset.")
     train_split: str = HfArg(default="train", help="Training split, such as train, or noto+twemoji.")
     validation_split: str | None = HfArg(default=None, help="Split of the same dataset for eval_loss.")
-    train_file: str | None = HfArg(
-        default=None, help="csv, tsv, json, jsonl or parquet file of pairs. Image paths are relative to the file."
+    train_file: list[str] | None = HfArg(
+        default=None,
+        help="csv, tsv, json, jsonl or parquet file of pairs, or several. Image paths are relative to the file. A yaml file "
+        "is a table of sources.",
+    )
+    source_weights: list[float] | None = HfArg(
+        default=None,
+        help="With several files: the share of each in an epoch, such as 0.7 0.3 (default: by their sizes).",
     )
     validation_file: str | None = HfArg(default=None, help="File of the same form for eval_loss.")
     train_shards: list[str] | None = HfArg(
@@ -90,6 +97,17 @@ class DataArguments:
                 "Say where the pairs come from by exactly one of --dataset_name (Hub or folder), --train_file (csv, tsv, "
                 "json, jsonl, parquet) and --train_shards (WebDataset)."
             )
+        if self.source_weights is not None:
+            num_files = len(self.train_file) if isinstance(self.train_file, list) else int(self.train_file is not None)
+            if num_files < 2 or num_files != len(self.source_weights):
+                raise ValueError(
+                    f"--source_weights takes one weight for each of several files: --train_file has {num_files}, and there "
+                    f"are {len(self.source_weights)} weights."
+                )
+            if not all(0 < weight < float("inf") for weight in self.source_weights):
+                raise ValueError(f"--source_weights must be above 0, got {' '.join(map(str, self.source_weights))}.")
+        if isinstance(self.train_file, list) and len(self.train_file) == 1:
+            (self.train_file,) = self.train_file
         if self.synonyms is not None and not self.inmodal_contrastive:
             raise ValueError("--synonyms goes with --inmodal_contrastive, which augments captions.")
         if self.overfit_check is not None and self.overfit_check < 2:
@@ -221,21 +239,35 @@ def open_table(
 
 
 def _load(
-    args: DataArguments, split: str | None, file: str | None, shards: list[str] | None, limit: int | None, purpose: str
+    args: DataArguments,
+    split: str | None,
+    files: str | list[str] | None,
+    shards: list[str] | None,
+    limit: int | None,
+    purpose: str,
 ) -> Dataset:
-    if file is not None and Path(file).expanduser().is_dir():
-        raise ValueError(f"{file} is none of {', '.join(FILE_FORMATS)}; for a folder take --dataset_name.")
-    return open_pairs(
-        shards if shards is not None else file if file is not None else args.dataset_name,
-        split or "train",
-        args.dataset_config_name,
-        image_column=args.image_column,
-        caption_column=args.caption_column,
-        caption_templates=args.caption_templates,
-        delimiter=args.delimiter,
-        limit=limit,
-        purpose=purpose,
-    )
+    columns = {
+        name: getattr(args, name) for name in ("image_column", "caption_column", "caption_templates", "delimiter")
+    }
+    if files is None:
+        source = args.dataset_name if shards is None else shards
+        return open_pairs(source, split or "train", args.dataset_config_name, limit=limit, purpose=purpose, **columns)
+    files = [files] if isinstance(files, str) else files
+    for file in files:
+        if Path(file).expanduser().is_dir():
+            raise ValueError(f"{file} is none of {', '.join(FILE_FORMATS)}; for a folder take --dataset_name.")
+    weights = args.source_weights if purpose == "training" else None
+    rows = [{"source": file} for file in files]
+    if len(files) == 1 and files[0].lower().endswith((".yaml", ".yml")):
+        rows = read_sources(Path(files[0]).expanduser())
+        weights = [row.pop("weight") for row in rows] if "weight" in rows[0] else None
+    if len(rows) == 1:
+        return open_pairs(**columns | rows[0], limit=limit, purpose=purpose)
+    names = [" ".join(row["source"]) if isinstance(row["source"], list) else row["source"] for row in rows]
+    datasets = [
+        open_pairs(**columns | row, purpose=f"{purpose} ({name})") for name, row in zip(names, rows, strict=True)
+    ]
+    return mix(datasets, names, weights, limit)
 
 
 def iterate_captions(dataset: Dataset) -> Iterator[str]:
