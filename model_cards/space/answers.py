@@ -1,4 +1,4 @@
-"""Computes what the page answers from embeddings: zero-shot classes, nearest neighbours and whether the two agree."""
+"""Computes what the page answers: zero-shot classes, nearest neighbours, whether the two agree, and what is missing."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,28 @@ import torch
 from torch import Tensor
 
 from modeling_cyclip.evaluation.ranking import majority_votes
+
+
+MAX_LABELS = 200
+
+
+def split_labels(text: str) -> list[str]:
+    """The labels that somebody typed, with commas or line breaks between, each once."""
+    names = [name.strip() for name in text.replace("\n", ",").split(",")]
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def missing(has_image: bool, names: Sequence[str], sentence: str) -> str | None:
+    """What keeps the page from an answer, if anything does."""
+    if not has_image:
+        return "Drop an image first."
+    if len(names) < 2:
+        return "Type at least two labels, with commas between."
+    if len(names) > MAX_LABELS:
+        return f"These are {len(names):,} labels. Type at most {MAX_LABELS}."
+    if "{}" not in sentence:
+        return "The sentence needs {} where the label goes."
+    return None
 
 
 def zero_shot(image_embed: Tensor, label_embeds: Tensor, logit_scale: float) -> list[float]:

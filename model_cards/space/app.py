@@ -12,16 +12,17 @@ from html import escape
 from pathlib import Path
 
 import gradio as gr
-from answers import agree, majority, most_similar, zero_shot
-from checkpoint import Checkpoint, ReferenceImages, embed_folder
+from answers import MAX_LABELS, agree, majority, missing, most_similar, split_labels, zero_shot
+from checkpoint import Checkpoint, ReferenceImages, embed_folder, open_visitors_image
 
-from modeling_cyclip.data.images import load_image
+from modeling_cyclip.data.images import BrokenImageError
 
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE / "checkpoint.json"  # in a Space: the arguments of Checkpoint
 FOUND = 24  # images that a search shows
 SHOWN_LABELS = 5
+MAX_FILE_SIZE = "20mb"
 
 # Fonts of the visitor's system: nothing is fetched from elsewhere.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -31,22 +32,29 @@ CSS = """
 .verdict.agree {background: #bbf7d0}
 .verdict.disagree {background: #fed7aa}
 .verdict b {color: inherit}
-.caption-label {max-width: 100% !important; left: 0; right: 0; text-align: center; white-space: normal !important}
+.whole .grid-wrap {min-height: 0 !important; max-height: none !important; overflow: visible}
+.whole .thumbnail-item {aspect-ratio: auto !important; height: auto !important; align-self: start; display: block !important}
+.whole .thumbnail-item img {aspect-ratio: 1; height: auto !important}
+.whole .caption-label {position: static !important; max-width: 100% !important; text-align: center; white-space: normal !important}
+@media (max-width: 640px) {
+  .gradio-container h1 {font-size: 1.4rem; overflow-wrap: anywhere}
+  .whole .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr)) !important}
+  .whole .caption-label {font-size: 0.7rem; padding: 2px}
+}
 """
 
 
 def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks:
     def classify(path: str | None, labels: str, sentence: str, count: int) -> tuple:
-        names = [name.strip() for name in labels.replace("\n", ",").split(",") if name.strip()]
-        names = list(dict.fromkeys(names))
-        if path is None or len(names) < 2:
-            missing = (
-                "Drop an image on the left." if path is None else "Type at least two labels, with commas between."
-            )
-            return verdict(missing), None, None, []
-        if "{}" not in sentence:
-            return verdict("The sentence needs {} where the label goes."), None, None, []
-        image_embed = checkpoint.embed_images([load_image(path)])[0]
+        names = split_labels(labels)
+        if (what := missing(path is not None, names, sentence)) is not None:
+            return verdict(what), None, None, []
+        try:
+            image = open_visitors_image(path)
+        except BrokenImageError as error:
+            reason = escape(error.reason.replace(path, Path(path).name))
+            return verdict(f"This image cannot be opened: {reason}."), None, None, []
+        image_embed = checkpoint.embed_images([image])[0]
         label_embeds = checkpoint.embed_texts([sentence.replace("{}", name) for name in names])
         probabilities = dict(zip(names, zero_shot(image_embed, label_embeds, checkpoint.logit_scale), strict=True))
         label = max(probabilities, key=probabilities.get)
@@ -61,7 +69,7 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
 
     def search(text: str) -> list[tuple[Path, str]]:
         if not text.strip():
-            return []
+            raise gr.Error("Type what to search for.", print_exception=False)
         found = most_similar(checkpoint.embed_texts([text])[0], references.embeds, FOUND)
         return [
             (references.paths[row], f"{rank}. {references.classes[row]} · {cosine:.3f}")
@@ -70,6 +78,7 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
 
     has_images = bool(references.paths)
     of_galleries = {"show_label": False, "buttons": [], "visible": has_images}
+    of_galleries |= {"height": "auto", "object_fit": "contain", "elem_classes": "whole"}
     with gr.Blocks(title=f"Try {checkpoint.name}", analytics_enabled=False) as page:
         gr.Markdown(
             f"# Try {checkpoint.name}\n"
@@ -77,22 +86,27 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
             "nearest label, and in **image space** by the class of the nearest images. How often the two agree is what the "
             "[CyCLIP paper](https://arxiv.org/abs/2205.14459) calls consistency."
         )
-        with gr.Tab("Classify an image"), gr.Row():
+        with gr.Tab("Classify"), gr.Row():
             with gr.Column(scale=2):
                 image = gr.Image(
                     type="filepath", image_mode=None, label="Image", height=260, sources=["upload", "clipboard"]
                 )
+                # Gradio would decode the image, however large it is, and answer a broken one with no word.
+                image.preprocess = lambda sent: None if sent is None else sent.path
                 labels = gr.Textbox(
-                    ", ".join(references.class_names), label="Labels", info="With commas between.", max_lines=4,
-                    placeholder="cat, dog, bird",
+                    ", ".join(references.class_names[:MAX_LABELS]), label="Labels", max_lines=4, max_length=20_000,
+                    info=f"With commas between, at most {MAX_LABELS}.", placeholder="cat, dog, bird",
                 )  # fmt: skip
                 sentence = gr.Textbox(
-                    "a photo of a {}.", label="Sentence", info="What the model reads: {} stands for each label."
+                    "a photo of a {}.",
+                    label="Sentence",
+                    max_length=500,
+                    info="What the model reads: {} stands for each label.",
                 )
                 count = gr.Slider(1, 30, value=5, step=1, label="Nearest images that vote", visible=has_images)
                 button = gr.Button("Classify", variant="primary")
             with gr.Column(scale=5):
-                answer = gr.HTML(verdict("Drop an image on the left."), elem_classes="answer")
+                answer = gr.HTML(verdict("Drop an image first."), elem_classes="answer")
                 with gr.Row():
                     with gr.Column(min_width=280):
                         gr.Markdown("### Text space: zero-shot\nProbability of each label.")
@@ -100,13 +114,17 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
                     with gr.Column(min_width=280):
                         gr.Markdown(f"### Image space: nearest images\n{describe(references)}")
                         by_images = gr.Label(label="Votes", num_top_classes=SHOWN_LABELS, visible=has_images)
-                        gallery = gr.Gallery(label="Nearest images", columns=3, height=330, **of_galleries)
-        with gr.Tab("Search images by text"):
+                        gallery = gr.Gallery(label="Nearest images", columns=3, **of_galleries)
+        with gr.Tab("Search by text"):
             gr.Markdown(describe(references))
             query = gr.Textbox(
-                label="Text", placeholder="a photo of a dog in the snow", submit_btn="Search", visible=has_images
+                label="Text",
+                placeholder="a photo of a dog in the snow",
+                submit_btn="Search",
+                visible=has_images,
+                max_length=1000,
             )
-            found = gr.Gallery(label="Images found", columns=6, height="auto", **of_galleries)
+            found = gr.Gallery(label="Images found", columns=6, **of_galleries)
 
         gr.on(
             [button.click, image.change, labels.submit, sentence.submit, count.release],
@@ -163,7 +181,10 @@ def main() -> None:
     else:
         checkpoint = Checkpoint(args.model, trust_remote_code=args.trust_remote_code)
     page = build_page(checkpoint, embed_folder(args.images, checkpoint))
-    page.launch(theme=THEME, css=CSS, allowed_paths=[str(args.images)], footer_links=["gradio", "settings"])
+    page.launch(
+        theme=THEME, css=CSS, allowed_paths=[str(args.images)], footer_links=["gradio", "settings"],
+        max_file_size=MAX_FILE_SIZE, show_error=True,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,6 +13,23 @@ from transformers import AutoModel, AutoProcessor
 from modeling_cyclip.data.images import BrokenImageError, class_of, list_images, load_image
 
 
+# A picture of more is not decoded: this many take 200 megabytes.
+MAX_PIXELS = 50_000_000
+
+
+def open_visitors_image(path: str) -> Image.Image:
+    """Opens an image that somebody has sent. Raises a `BrokenImageError` for one that is broken or too large to decode."""
+    try:
+        with Image.open(path) as image:  # reads only the head of the file
+            width, height = image.size
+    except Exception:  # what is wrong with it, load_image says
+        width = height = 0
+    if width * height > MAX_PIXELS:
+        reason = f"it has {width:,} × {height:,} pixels, and this page opens {MAX_PIXELS // 10**6} million at most"
+        raise BrokenImageError(path, reason)
+    return load_image(path)
+
+
 class Checkpoint:
     """
     Any CLIP that transformers opens, by its name on the Hub or its folder. It runs on the GPU if there is one. A
@@ -21,7 +38,8 @@ class Checkpoint:
 
     def __init__(self, name: str, revision: str | None = None, trust_remote_code: bool = False):
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self.name = name
+        # Of a folder, visitors need not know where it lies; of a model on the Hub, they know whose page this is.
+        self.name = Path(name).resolve().name
         self.model = AutoModel.from_pretrained(name, **options).eval()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = AutoProcessor.from_pretrained(name, **options)

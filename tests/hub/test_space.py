@@ -17,8 +17,9 @@ from huggingface_hub import SpaceCard
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from model_cards.space.answers import agree, majority, most_similar, zero_shot
-from modeling_cyclip.data.images import class_of, list_images, load_image
+from model_cards.space.answers import MAX_LABELS, agree, majority, missing, most_similar, split_labels, zero_shot
+from model_cards.space.checkpoint import Checkpoint, open_visitors_image
+from modeling_cyclip.data.images import BrokenImageError, class_of, list_images, load_image
 from modeling_cyclip.evaluation.consistency import neighbour_votes
 from tests.conftest import COLOURS, coloured_image
 
@@ -66,6 +67,48 @@ def test_images_come_from_class_folders(tmp_path):
     assert found == ["dog", "polar bear"] and list_images(tmp_path / "absent") == []
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "3.png")
     assert load_image(tmp_path / "3.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_labels_are_split_and_each_counts_once():
+    assert split_labels("cat, dog,,\n bird , cat\n") == ["cat", "dog", "bird"]
+
+
+MANY = [f"label {number}" for number in range(MAX_LABELS + 1)]
+
+
+@pytest.mark.parametrize(
+    "has_image, names, sentence, said",
+    [
+        (False, ["cat", "dog"], "a {}", "Drop an image first."),
+        (True, ["cat"], "a {}", "Type at least two labels, with commas between."),
+        (True, MANY, "a {}", "These are 201 labels. Type at most 200."),
+        (True, ["cat", "dog"], "a photo", "The sentence needs {} where the label goes."),
+        (True, MANY[1:], "a {}", None),
+    ],
+)
+def test_says_what_is_missing(has_image, names, sentence, said):
+    assert missing(has_image, names, sentence) == said
+
+
+def test_images_of_visitors_are_bounded_in_pixels_before_they_are_decoded(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("model_cards.space.checkpoint.load_image", lambda path: decoded.append(path))
+    Image.new("1", (10_000, 6_000)).save(tmp_path / "large.png")
+    with pytest.raises(BrokenImageError, match="10,000 × 6,000 pixels, and this page opens 50 million at most"):
+        open_visitors_image(str(tmp_path / "large.png"))
+    Image.new("1", (100, 60)).save(tmp_path / "small.png")
+    open_visitors_image(str(tmp_path / "small.png"))
+    assert decoded == [str(tmp_path / "small.png")]
+
+
+def test_images_of_visitors_that_are_broken_say_why(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(BrokenImageError, match="cannot identify image file"):
+        open_visitors_image(str(tmp_path / "broken.png"))
+
+
+def test_page_is_called_after_the_model_and_not_after_its_folder(run_folder):
+    assert Checkpoint(str(run_folder)).name == "vit"
 
 
 # How it is published
@@ -281,6 +324,7 @@ def test_page_answers_in_both_spaces_and_searches(playwright, hub, publish, run_
     with opened_page(playwright, hub, "tester/vit", tmp_path / "space") as page:
         expect = playwright.expect
         answer, captions = page.locator(".verdict"), page.locator(".caption-label:visible")
+        expect(page.get_by_role("heading", name="Try vit", exact=True)).to_be_visible()
         expect(page.get_by_label("Labels")).to_have_value("blue, green, red, yellow")
         expect(page.get_by_text("Could not be opened: red/broken.png").first).to_be_visible()
         page.get_by_label("Sentence").fill("a picture: {}")
@@ -299,11 +343,24 @@ def test_page_answers_in_both_spaces_and_searches(playwright, hub, publish, run_
         page.get_by_role("button", name="Classify").click()
         expect(answer).to_contain_text("Type at least two labels")
 
-        page.get_by_role("tab", name="Search images by text").click()
+        page.get_by_label("Labels").fill(", ".join(MANY))
+        page.get_by_role("button", name="Classify").click()
+        expect(answer).to_contain_text("Type at most 200")
+
+        page.get_by_role("tab", name="Search by text").click()
+        page.get_by_role("button", name="Search").click()
+        expect(page.get_by_text("Type what to search for.")).to_be_visible()
         page.get_by_placeholder("a photo of a dog in the snow").fill("yellow")
         page.get_by_role("button", name="Search").click()
         ranks = [re.compile(rf"^{rank}\. {path.parent.name} ·") for rank, path in enumerate(found, start=1)]
         expect(captions).to_have_text(ranks)
+        # As on a phone: both tabs are in sight, nothing is wider than the screen, and no row of images is cut.
+        page.set_viewport_size({"width": 390, "height": 844})
+        expect(page.get_by_role("tab", name="Classify")).to_be_visible()
+        expect(page.get_by_role("tab", name="Search by text")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        wraps = page.locator(".grid-wrap:visible")
+        assert wraps.evaluate_all("boxes => boxes.every(box => box.scrollHeight <= box.clientHeight + 1)")
 
 
 def test_page_of_a_resnet_without_images_shows_the_zero_shot_answer_alone(
