@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
-from transformers.utils import is_peft_available
+from transformers.utils import is_peft_available, is_torchvision_available
 
 from .configuration_cyclip import CyCLIPConfig, check_cyclic_terms
 from .configuration_cyclip_resnet import CyCLIPResNetConfig
@@ -227,11 +228,8 @@ def _build(
             setattr(text_config, name, getattr(tokenizer, name))
     check_tokenizer(tokenizer, config)
     _bound(tokenizer, config)
-    # Imported only here, since without torchvision transformers logs a line at this import.
-    from transformers import CLIPImageProcessor
-
     image_size = config.vision_config.image_size
-    image_processor = CLIPImageProcessor(
+    image_processor = _image_processor_class()(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
     model_class = CyCLIPResNetModel if isinstance(config, CyCLIPResNetConfig) else CyCLIPModel
@@ -257,6 +255,11 @@ def _is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _bound(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:
     """Whoever opens the tokenizer beside the trained model shall cut texts to what the model reads."""
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
+
+
+def _image_processor_class() -> type:
+    """What `CLIPImageProcessor` is here. Without torchvision transformers logs a line at the import of that name."""
+    return transformers.CLIPImageProcessor if is_torchvision_available() else transformers.CLIPImageProcessorPil
 
 
 def _scratch_config(args: ModelArguments, weights: dict) -> CyCLIPConfig:

@@ -43,7 +43,9 @@ def all_gather_stack(tensor: Tensor, process_group: dist.ProcessGroup | None) ->
         return tensor.detach()[None]
     rows = tensor.detach().contiguous()
     gathered = rows.new_empty(world_size(process_group) * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, rows, group=process_group)
+    # From torch 2.13 on the old name warns.
+    gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+    gather(gathered, rows, group=process_group)
     return gathered.view(-1, *rows.shape)
 
 

@@ -62,6 +62,9 @@ class CyCLIPTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = HfArg(
         default=False, help="Must stay off: a loss that is not finite ends the training, and is not hidden."
     )
+    ddp_find_unused_parameters: bool | None = HfArg(
+        default=False, help="Search for parameters without a gradient in each step. A CyCLIPModel has none."
+    )
     checkpoint_on_signal: bool = HfArg(
         default=True, help="On SIGTERM or SIGUSR1, save a checkpoint and end with status 143."
     )

@@ -1,11 +1,13 @@
 """Which sample comes when: a function of (seed, epoch) that depends on no generator's state."""
 
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
+from tqdm.auto import tqdm
 from transformers.utils import is_datasets_available, logging
 
 
@@ -270,6 +272,9 @@ def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicat
     # By batches: iterating over the column itself would take its rows one by one.
     batches = dataset.select_columns("caption").iter(batch_size=1000)
     captions = (caption for batch in batches for caption in batch["caption"])
+    # Millions of captions take a minute.
+    is_other = int(os.environ.get("RANK", 0)) > 0
+    captions = tqdm(captions, "Reading captions, to keep equal ones apart", len(dataset), delay=2, disable=is_other)
     unique = EpochSampler(len(dataset), batch_size, seed, captions=captions, shards=shards)
     if len(unique) < len(sampler) // 2:
         logger.warning(

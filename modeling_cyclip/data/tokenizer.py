@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -82,17 +83,20 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(f"A byte-level vocabulary needs --vocab_size {MIN_VOCAB_SIZE} at least, got {vocab_size}.")
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    if is_main:
+        logger.info("A tokenizer is trained on the captions. With millions of them, that takes some minutes.")
     max_characters = CHARACTERS_PER_TOKEN * max_length
     num_cut = 0
 
     def beginnings() -> Iterator[str]:
         nonlocal num_cut
-        for caption in captions:
+        for caption in tqdm(captions, "Reading captions for the tokenizer", delay=2, disable=not is_main):
             num_cut += len(caption) > max_characters
             yield caption[:max_characters]
 
-    trained = CLIPTokenizer().train_new_from_iterator(beginnings(), vocab_size=vocab_size, show_progress=False)
-    if num_cut and int(os.environ.get("RANK", 0)) == 0:
+    trained = CLIPTokenizer().train_new_from_iterator(beginnings(), vocab_size=vocab_size, show_progress=is_main)
+    if num_cut and is_main:
         logger.warning(
             f"{num_cut} captions are longer than {max_characters} characters: the tokenizer is trained on their beginnings."
         )
