@@ -8,13 +8,15 @@ import logging
 import sys
 from typing import NoReturn
 
+import datasets
 import torch
 import transformers
+from transformers import ProgressCallback
 from transformers.trainer_utils import set_seed
 
 from ..arguments import parse_with_config
 from ..build_model import ModelArguments, build_model_and_processor
-from ..checkpoints import CheckpointError, check_checkpoint, last_complete_checkpoint
+from ..checkpoints import CheckpointError, last_complete_checkpoint
 from ..data.augment import SecondView
 from ..data.captions import DataArguments, iterate_captions, load_captioned_datasets
 from ..divergence import DivergenceError
@@ -22,7 +24,7 @@ from ..evaluation.during_training import ZeroShotMetrics
 from ..hub.publish import PublishError
 from ..modeling_cyclip import CyCLIPModel
 from ..preemption import end_with_launcher
-from ..resume import check_resumable
+from ..resume import find_checkpoint
 from ..trainer import CyCLIPTrainer
 from ..training_args import CyCLIPTrainingArguments
 from .train_checks import (
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         run(argv)
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command with --resume_from_checkpoint goes on from the last checkpoint.")
-    except (CheckpointError, DivergenceError) as error:
+    except (CheckpointError, DivergenceError, ImportError) as error:  # ImportError: of an optimizer's package
         end_with_error(error)
 
 
@@ -63,7 +65,8 @@ def run(argv: list[str] | None = None) -> None:
     model_args, data_args, training_args = parse_arguments(argv)
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     if training_args.should_log:
-        transformers.utils.logging.set_verbosity_info()
+        # Not of all transformers, which tells each configuration in full.
+        transformers.utils.logging.get_logger("transformers.trainer").setLevel(logging.INFO)
         logging.getLogger("modeling_cyclip").setLevel(logging.INFO)
     set_seed(training_args.seed)
 
@@ -75,14 +78,8 @@ def run(argv: list[str] | None = None) -> None:
             # Held until the process ends.
             lock = lock_output_folder(training_args)  # noqa: F841
             check_output_folder(model_args, training_args)
-        resume_from = training_args.resume_from_checkpoint
-        if resume_from is True:
-            # Without a checkpoint the training begins anew, so that one command line serves the first start and the next.
-            resume_from = last_complete_checkpoint(training_args.output_dir)
-        elif resume_from is not None:
-            check_checkpoint(resume_from)
-        if resume_from is not None:
-            check_resumable(resume_from)
+        # Without a checkpoint the training begins anew, so that one command line serves the first start and the next.
+        resume_from = find_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
         trainer = build_trainer(model_args, data_args, training_args, resume_from)
     except (ValueError, OSError) as error:  # OSError: what transformers raises of files, and the Hub of anything
         end_with_error(error)
@@ -91,7 +88,11 @@ def run(argv: list[str] | None = None) -> None:
         run_overfit_check(trainer)
     if training_args.overwrite_output_dir:
         remove_checkpoints(training_args)
-    trainer.train(resume_from_checkpoint=resume_from)
+    try:
+        trainer.train(resume_from_checkpoint=resume_from)
+    except SystemExit:
+        end_processes(trainer)
+        raise
     if model_args.merge_lora:
         trainer.merge()
     convert_weights(trainer.model, model_args.save_dtype)
@@ -124,6 +125,9 @@ def build_trainer(
     resume_from: str | None,
 ) -> CyCLIPTrainer:
     """Loads the pairs, builds the model, and hands both to the Trainer that fits."""
+    if training_args.disable_tqdm:
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
     with training_args.main_process_first(desc="loading the data"):
         train_dataset, eval_dataset = load_captioned_datasets(data_args)
     if data_args.overfit_check is not None:
@@ -149,6 +153,9 @@ def build_trainer(
         augment=SecondView(data_args.synonyms) if data_args.inmodal_contrastive else None,
         run_arguments={"model": model_args, "data": data_args},
     )
+    if not training_args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(NamedProgress)
     if training_args.should_log and data_args.overfit_check is None:
         num_processes = training_args.world_size
         warn_of_pairs_left_out(
@@ -157,6 +164,20 @@ def build_trainer(
     if zero_shot is not None and trainer.is_fsdp_enabled:
         raise ValueError("--eval_zero_shot does not go with FSDP, which runs no tower by itself. Leave it out.")
     return trainer
+
+
+class NamedProgress(ProgressCallback):
+    """transformers' progress bars with a word about what makes progress."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("Training")
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        super().on_prediction_step(args, state, control, **kwargs)
+        if self.prediction_bar is not None:
+            self.prediction_bar.set_description("Evaluating", refresh=False)
 
 
 def save_model(trainer: CyCLIPTrainer) -> None:
