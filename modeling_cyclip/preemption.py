@@ -54,7 +54,7 @@ class PreemptionCallback(TrainerCallback):
         self._save_only_model = self.args.save_only_model
         # Only the main thread may set handlers. A training in another one is stopped by whoever started it.
         if threading.current_thread() is threading.main_thread():
-            if multiprocessing.get_start_method() == "forkserver":
+            if "forkserver" in (self.args.dataloader_multiprocessing_context, multiprocessing.get_start_method()):
                 _start_forkserver()
             for number in SIGNALS:
                 if signal.getsignal(number) is signal.SIG_DFL:

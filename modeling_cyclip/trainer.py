@@ -326,6 +326,10 @@ class CyCLIPTrainer(Trainer):
         return super()._prepare_inputs(inputs)
 
     def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
+        # transformers would train a finished run that is resumed for one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
         # Where a resumed epoch skips batches that several processes share, accelerate does not reach the sampler behind both.
         self._get_train_sampler().set_epoch(epoch)
         super()._run_epoch(*args, epoch=epoch, **kwargs)

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 
 import transformers.modeling_utils
 
@@ -42,8 +43,9 @@ def signal_at_call(number: int, name: signal.Signals, rank: str, swallowed: type
         nonlocal calls
         calls += 1
         if calls == number and os.environ.get("RANK", rank) == rank:
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid, name)
+            workers = [worker.pid for worker in multiprocessing.active_children()]
+            for pid in filter(None, [*workers, forkserver._forkserver._forkserver_pid]):
+                os.kill(pid, name)
             with contextlib.suppress(swallowed):
                 os.kill(os.getpid(), name)
             time.sleep(0.1)  # A worker that dies of it is noticed.

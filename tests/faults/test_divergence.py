@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_cyclip.commands.train import main
@@ -55,6 +56,16 @@ def test_weights_that_are_not_finite_are_not_saved(train, tmp_path, value):
 def test_without_checkpoints_the_end_of_the_training_looks_at_the_weights(train):
     with pytest.raises(DivergenceError, match=r"token_embedding\.weight .* There is no checkpoint"):
         train(Spoil(4), save_strategy="no")
+
+
+def test_a_trainer_that_diverged_goes_on_from_the_checkpoint_that_is_named(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=4)
+    trainer.add_callback(Spoil(3))
+    with pytest.raises(DivergenceError):
+        trainer.train()
+    trainer.pop_callback(Spoil)
+    trainer.model.load_state_dict(load_file(tmp_path / "checkpoint-2" / "model.safetensors"))
+    assert trainer.train(resume_from_checkpoint=True).global_step == 4
 
 
 def test_a_model_that_is_not_finite_is_not_trained(train, model):

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from modeling_cyclip.commands.train import main
+from modeling_cyclip.resume import find_checkpoint
 from tests.invariant.trajectory import SCRIPT, command, write_pairs
 
 
@@ -56,6 +57,42 @@ def test_the_same_command_says_nothing(make_longer_trainer, caplog):
     make_longer_trainer().train()
     make_longer_trainer(gradient_cache_chunk_size=4).train(resume_from_checkpoint=True)
     assert "was another" not in caplog.text
+
+
+def test_a_run_that_has_gone_on_from_an_older_checkpoint_has_its_own_as_the_newest(make_longer_trainer, tmp_path):
+    make_longer_trainer().train()
+    make_longer_trainer(max_steps=4, save_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert find_checkpoint("true", tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+@pytest.mark.parametrize("option", [{"vision_learning_rate": 1e-4}, {"text_learning_rate": 1e-4}])
+def test_arguments_that_the_state_does_not_fit_are_refused(make_longer_trainer, option):
+    make_longer_trainer().train()
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name} was None, and here it is 0.0001: its state does not fit"):
+        make_longer_trainer(**option).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("content", ["no json", "[1]", '{"model": "a string of another program"}', "{}"])
+def test_a_record_of_another_program_is_passed_over(make_longer_trainer, tmp_path, content):
+    make_longer_trainer().train()
+    checkpoint = tmp_path / "checkpoint-6"
+    (checkpoint / "complete").unlink()  # nor is it a checkpoint of ours
+    (checkpoint / "run.json").write_text(content)
+    assert make_longer_trainer(max_steps=7).train(resume_from_checkpoint=str(checkpoint)).global_step == 7
+
+
+def test_nothing_is_left_to_train_and_the_totals_stay(make_longer_trainer):
+    ended = make_longer_trainer().train().metrics
+    step, _, metrics = make_longer_trainer().train(resume_from_checkpoint=True)
+    assert step == 6
+    assert metrics["train_loss"] == pytest.approx(ended["train_loss"], rel=1e-6)
+    assert metrics["train_runtime"] >= ended["train_runtime"] / 2
+
+
+@pytest.mark.parametrize("meant", [None, False, "false", "False"])
+def test_no_checkpoint_is_meant(tmp_path, meant):
+    assert find_checkpoint(meant, tmp_path) is None
 
 
 @pytest.mark.parametrize("resume", [True, "checkpoint-3"])

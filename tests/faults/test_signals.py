@@ -1,5 +1,8 @@
 """Trainings that are told to stop, by a cluster, by Ctrl-C or by the death of their launcher."""
 
+import contextlib
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,6 +10,7 @@ import sys
 import psutil
 import pytest
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from tests.faults.test_faults import FAULTY_RUN, run
 from tests.invariant.trajectory import SCRIPT, VARIANTS, command, environment, write_pairs
@@ -24,17 +28,26 @@ def struck(whole_command, fault):
 
 
 @pytest.mark.parametrize(
-    "variant, status",
-    [("two data workers", 143), pytest.param("2 processes x 32", 1, marks=pytest.mark.slow)],
+    "variant, more, status",
+    [
+        ("two data workers", [], 143),
+        pytest.param(
+            "two data workers", ["--dataloader_multiprocessing_context", "forkserver"], 143, marks=pytest.mark.slow
+        ),
+        pytest.param("2 processes x 32", [], 1, marks=pytest.mark.slow),
+    ],
 )
-def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on_bit_for_bit(train_file, tmp_path, variant, status):
+def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on_bit_for_bit(
+    train_file, tmp_path, variant, more, status
+):
     out = tmp_path / "struck"
-    arguments = [*VARIANTS[variant][1], "--save_steps", "6", "--resume_from_checkpoint"]
+    arguments = [*VARIANTS[variant][1], *more, "--save_steps", "6", "--resume_from_checkpoint"]
     again = command(train_file, out, VARIANTS[variant][0], arguments)
 
     stopped, _, log = run(struck(again, "told to stop in the 4th forward pass"))
-    # torchrun has a status of its own.
-    assert stopped == status and "ends after step 4 with a checkpoint" in log, log
+    # torchrun has a status of its own, and tells those of the processes.
+    assert stopped == status and "ends after step" in log, log
+    assert set(re.findall(r"exitcode *: (\S+)", log)) <= {"143"}, log
     assert [path.name for path in out.iterdir() if path.name != ".training.lock"] == ["checkpoint-4"]
     assert (out / "checkpoint-4" / "complete").exists()
 
@@ -50,6 +63,56 @@ def test_a_ctrl_c_that_python_swallows_ends_the_training_after_its_step(train_fi
     status, _, log = run(struck(whole, "Ctrl-C swallowed in the 3rd forward pass"))
     assert status == 1 and log.splitlines()[-1].startswith("Interrupted. The same command"), log
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+class Send(TrainerCallback):
+    """Sends this process a signal as a step begins, and swallows what that raises there."""
+
+    def __init__(self, number, step):
+        self.number, self.step = number, step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.step = None
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number, end", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGUSR1, SystemExit)])
+def test_a_trainer_that_was_stopped_trains_again(make_trainer, tmp_path, number, end):
+    trainer = make_trainer(save_strategy="no", save_only_model=True, max_steps=3)
+    trainer.add_callback(Send(number, step=1))
+    with pytest.raises(end):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == (["checkpoint-2"] if end is SystemExit else [])
+    assert trainer.args.save_only_model
+    assert trainer.train().global_step == 3
+
+
+def test_a_handler_of_the_script_s_own_stays(make_trainer):
+    received = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+    try:
+        trainer = make_trainer()
+        trainer.add_callback(Send(signal.SIGUSR1, step=1))
+        assert trainer.train().global_step == 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert received == [signal.SIGUSR1]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_without_checkpoint_on_signal_nothing_is_handled(make_trainer):
+    handlers = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    trainer = make_trainer(checkpoint_on_signal=False)
+    trainer.add_callback(Look())
+    trainer.train()
+    assert handlers == [signal.SIG_DFL] * 2
 
 
 def begin(long_command):
