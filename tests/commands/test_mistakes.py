@@ -9,6 +9,7 @@ import shlex
 
 import pytest
 from transformers.integrations import is_wandb_available
+from transformers.utils import is_bitsandbytes_available
 
 from modeling_cyclip.commands import train
 from modeling_cyclip.commands.evaluate import main as evaluate
@@ -189,6 +190,11 @@ def test_a_reporter_that_is_not_installed(capsys, no_data):
     assert "--report_to wandb needs a package that is not installed: pip install wandb" in said(
         capsys, f"{GOOD} --report_to wandb"
     )
+
+
+@pytest.mark.skipif(is_bitsandbytes_available(), reason="bitsandbytes is installed")
+def test_an_optimizer_that_is_not_installed(capsys):
+    assert "install `bitsandbytes`" in said(capsys, f"{GOOD} --optim adamw_bnb_8bit")
 
 
 def test_publishing_offline_or_without_a_token(capsys, no_data, monkeypatch):
