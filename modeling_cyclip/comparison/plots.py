@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 from ..evaluation.embeddings import EmbeddedSet, first_captions
@@ -45,12 +46,12 @@ def draw_pictures(
         histories.setdefault(run.arm, []).append(steps)
     # A line takes two steps.
     if min(len(log) for by_seed in histories.values() for log in by_seed) > 1:
-        curves = save(training_curves(histories), folder / "training_curves")
+        curves = save(training_curves(histories, _setting(results)), folder / "training_curves")
         pictures.append(("The three parts of the loss in training, cyclic terms without their weights.", curves))
     for evaluation in evaluations:
         for shift in evaluation.data.shifts if "shift" in evaluation.protocols else ():
             shifted = short_name(shift)
-            scatter = robustness(results["results"][evaluation.name]["shift"], shifted)
+            scatter = robustness(results["results"][evaluation.name]["shift"], shifted, _setting(results))
             path = save(scatter, folder / f"robustness-{slug(evaluation.name)}-{slug(shifted)}")
             caption = (
                 f"Accuracy under shift against accuracy without, {shifted}. The line is fitted to the baseline's seeds alone, "
@@ -58,6 +59,15 @@ def draw_pictures(
             )
             pictures.append((caption, path))
     return pictures + _of_embeddings(folder, runs, evaluations[0], plane_classes)
+
+
+def _setting(results: dict) -> str:
+    """What all trainings of a comparison share, for the title of a picture."""
+    return f"{Path(results['recipe']).stem}, {_seeds(results['seeds'])}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _of_embeddings(
@@ -70,20 +80,23 @@ def _of_embeddings(
     generator = torch.Generator().manual_seed(evaluation.args.seed)
     # More than 24 samples make cells too small to see.
     chosen = torch.randperm(len(one.image_embeds), generator=generator)[:24].sort().values
+    if one.labels is not None:
+        chosen = chosen[one.labels.cpu()[chosen].argsort(stable=True)]
+    setting = f"{evaluation.name}, {_seeds([runs[0].seed])}"
     if one.labels is None:
         names = [one.data.captions[index][0] for index in chosen.tolist()]
         matrices = {arm: (e.image_embeds[chosen], first_captions(e)[chosen]) for arm, e in embedded.items()}
     else:
         names = [one.data.class_names[label] for label in one.labels[chosen].tolist()]
         matrices = {arm: (e.image_embeds[chosen], e.class_embeds[e.labels[chosen]]) for arm, e in embedded.items()}
-    path = save(similarity_matrices(matrices, names), folder / "similarities")
+    path = save(similarity_matrices(matrices, names, setting), folder / "similarities")
     pictures = [(f"Cosines of the same {len(names)} test images and their texts.", path)]
     if one.labels is not None:
         classes = [one.data.class_names.index(name) for name in plane_classes]
         if not classes:
             counts = torch.bincount(one.labels, minlength=len(one.class_embeds))
             classes = counts.argsort(descending=True, stable=True)[:6].tolist()
-        path = save(plane(embedded, classes), folder / "plane")
+        path = save(plane(embedded, classes, setting), folder / "plane")
         pictures.append(("Images and class texts (stars) in the two directions in which they vary most.", path))
     return pictures
 
@@ -94,17 +107,20 @@ def _sweeps(folder: Path, results: dict) -> list[tuple[str, Path]]:
         for task, name, by_arm in main_figures(tasks):
             measured = describe_figure(evaluation, task, name)
             figure = Figure(figsize=(6, 4.2), layout="constrained")
-            sweep(figure.subplots(), *swept_curves(results, by_arm), label, measured)
+            axes = figure.subplots()
+            sweep(axes, *swept_curves(results, by_arm), label, measured)
+            axes.set_title(_setting(results), fontsize=11)
             pictures.append((f"{measured}, by {label}.", save(figure, folder / f"sweep-{len(pictures)}")))
     return pictures
 
 
-def training_curves(histories: dict[str, list[list[dict]]]) -> Figure:
+def training_curves(histories: dict[str, list[list[dict]]], setting: str) -> Figure:
     """
     The three parts of the loss by step, from what the Trainer has logged, by arm and seed. Thin lines are seeds, thick ones
     their mean.
     """
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(setting, fontsize=11)
     for axes, (name, title) in zip(figure.subplots(1, 3), LOSS_PARTS.items(), strict=True):
         for index, (arm, by_seed) in enumerate(histories.items()):
             curves = [[(entry["step"], entry[name]) for entry in history if name in entry] for history in by_seed]
@@ -118,9 +134,21 @@ def training_curves(histories: dict[str, list[list[dict]]]) -> Figure:
             )  # fmt: skip
         # The cyclic terms fall by orders of magnitude, the contrastive one does not.
         axes.set(title=title, xlabel="step", yscale="linear" if name == "contrastive_loss" else "log")
+        if name != "contrastive_loss":
+            _readable_log(axes)
         _plain(axes)
-    figure.axes[0].legend(frameon=False)
+    # Below the curves: among them it would cover some.
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _readable_log(axes: Axes) -> None:
+    """Ticks in plain numbers, several of them where the axis spans less than a factor of a hundred."""
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def bars(results: dict) -> Figure:
@@ -131,7 +159,7 @@ def bars(results: dict) -> Figure:
         for task, name, by_arm in main_figures(tasks)
     ]
     arms = list(dict.fromkeys(arm for _, by_arm in rows for arm in by_arm))
-    figure = Figure(figsize=(8, 0.8 + (0.35 + 0.17 * len(arms)) * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + (0.35 + 0.17 * len(arms)) * len(rows)), layout="constrained")
     axes = figure.subplots()
     height = 0.84 / len(arms)
     for index, arm in enumerate(arms):
@@ -145,22 +173,34 @@ def bars(results: dict) -> Figure:
         for position, (_, entry) in zip(positions, places, strict=True):
             dots = [100 * value for value in entry["seeds"]]
             axes.scatter(dots, [position] * len(dots), s=7, color="white", edgecolor="black", linewidth=0.6, zorder=3)
+            end = max(*dots, 100 * (entry["mean"] + (entry["std"] or 0)))
+            axes.annotate(
+                f"{100 * entry['mean']:.1f}",
+                (end, position),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="%", xlim=(0, None))
+    # Room for the number behind the longest bar.
+    axes.set(xlabel="%", xlim=(0, 1.06 * axes.get_xlim()[1]))
+    axes.set_title(_setting(results), fontsize=11)
     # Not among the bars, which may leave no room.
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     _plain(axes, grid="x")
     return figure
 
 
-def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequence[str]) -> Figure:
+def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequence[str], setting: str) -> Figure:
     """
     Cosines of the same samples under each arm: among images, among texts, and between both. In-modal consistency makes
     the first two equal, cross-modal consistency makes the third symmetric. `embeds` are those of the images and of their
     texts, by arm.
     """
-    figure = Figure(figsize=(9.5, 3.1 * len(embeds)), layout="constrained")
+    figure = Figure(figsize=(9.5, 0.4 + 2.9 * len(embeds)), layout="constrained")
+    figure.suptitle(setting, fontsize=11)
     panels = figure.subplots(len(embeds), 3, squeeze=False)
     for row, (arm, (image_embeds, text_embeds)) in zip(panels, embeds.items(), strict=True):
         pairs = {
@@ -176,12 +216,13 @@ def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequenc
     return figure
 
 
-def plane(embedded: dict[str, EmbeddedSet], classes: list[int]) -> Figure:
+def plane(embedded: dict[str, EmbeddedSet], classes: list[int], setting: str) -> Figure:
     """
     Images (dots) and class texts (stars) of some classes in the plane, as in the paper's figure 1: in the two directions
     in which images and texts together vary most. At most 60 images of each class are drawn.
     """
-    figure = Figure(figsize=(4.2 * len(embedded), 4.4), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(embedded), 4.8), layout="constrained")
+    figure.suptitle(setting, fontsize=11)
     panels = figure.subplots(1, len(embedded), squeeze=False)[0]
     for axes, (arm, one) in zip(panels, embedded.items(), strict=True):
         rows = [(one.labels == label).nonzero()[:60, 0] for label in classes]
@@ -207,7 +248,7 @@ def plane(embedded: dict[str, EmbeddedSet], classes: list[int]) -> Figure:
     return figure
 
 
-def robustness(shift: dict, shifted: str) -> Figure:
+def robustness(shift: dict, shifted: str, setting: str) -> Figure:
     """
     Accuracy under shift against accuracy without, one point for each training; the line is fitted to the baseline's.
     `shift` is that protocol of one evaluation in a results.json, `shifted` the name of the shifted set.
@@ -224,6 +265,7 @@ def robustness(shift: dict, shifted: str) -> Figure:
         x = np.array(axes.get_xlim())
         axes.plot(x, line.slope * x + 100 * line.intercept, color="#777777", linewidth=1, linestyle="--", zorder=0)
     axes.set(xlabel="top-1 without the shift, same classes (%)", ylabel=f"top-1 on {shifted} (%)")
+    axes.set_title(setting, fontsize=11)
     axes.legend(frameon=False)
     _plain(axes, grid="both")
     return figure

@@ -44,7 +44,7 @@ def test_answer_gives_both_intervals_and_says_what_is_not_shown(results):
 
 def test_line_of_robustness_goes_through_the_baselines_points(results):
     shift = results["results"]["emoji"]["shift"]
-    figure = plots.robustness(shift, "blob")
+    figure = plots.robustness(shift, "blob", "emoji, seed 0")
     (line,) = figure.axes[0].lines
     (x0, x1), (y0, y1) = line.get_data()
     assert (y1 - y0) / (x1 - x0) == pytest.approx(1)

@@ -1,0 +1,47 @@
+"""What pictures of a measured set show."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.colors import to_rgba
+
+from modeling_cyclip.evaluation.plots import GREEN, RED, class_bars, confusion_matrix, contact_sheet
+from tests.conftest import coloured_image
+
+
+NAMES = ["red", "green", *(f"class {number}" for number in range(40))]
+
+
+@pytest.fixture
+def test_set():
+    """Two red images and a green one, of which the green one is taken for red, among 42 classes."""
+    rows = [{"image": coloured_image(colour)} for colour in ("red", "red", "green")]
+    embeds = torch.eye(42)
+    return SimpleNamespace(
+        data=SimpleNamespace(dataset=rows), image_embeds=embeds[[0, 0, 0]], labels=torch.tensor([0, 0, 1])
+    )
+
+
+def test_contact_sheet_asks_for_what_the_data_hold_and_frames_right_and_wrong(test_set):
+    figure = contact_sheet(test_set, NAMES, torch.eye(42), {"red": [0, 1], "green": [2]}, "colours, 3 images", 0)
+    shown = figure.subfigs[1].axes
+    assert [axes.texts[0].get_text() for axes in shown if axes.texts] == ["red", "green"]
+    frames = [axes.spines["left"].get_edgecolor() for axes in shown if axes.images]
+    green, red = to_rgba(GREEN), to_rgba(RED)
+    assert frames == [green, green, red, red, red, green]
+    assert figure.get_suptitle().startswith("colours, 3 images")
+
+
+def test_confusion_matrix_has_the_classes_that_occur(test_set):
+    figure = confusion_matrix(test_set.labels, torch.tensor([0, 7, 0]), NAMES, "colours, 3 images")
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["red", "green"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["red", "green", "any other"]
+    assert axes.images[0].get_array().tolist() == [[50, 0, 50], [100, 0, 0]]
+
+
+def test_bars_carry_their_values_and_the_setting(test_set):
+    figure = class_bars(test_set.labels, torch.tensor([0, 7, 0]), NAMES, "colours, 3 images")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["50.0", "0.0"]
+    assert "colours, 3 images" in figure.axes[0].get_title()
