@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .build_model import ModelArguments
-from .modeling_cyclip import CyCLIPModel
+from .modeling_cyclip import CyCLIPModel, give_usual_permissions
 from .trainer import CyCLIPTrainer
 
 
@@ -89,6 +89,7 @@ class LoraTrainer(CyCLIPTrainer):
                 Path(output_dir, SAFETENSORS_WEIGHTS_NAME),
                 metadata={"format": "pt"},
             )
+            give_usual_permissions(Path(output_dir, SAFETENSORS_WEIGHTS_NAME))
             self.model.peft_config["default"].save_pretrained(output_dir)
             self.processing_class.save_pretrained(output_dir)
             self._record(output_dir)

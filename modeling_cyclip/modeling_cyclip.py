@@ -192,6 +192,8 @@ class CyCLIPModel(CLIPModel):
         with open(adapter_config, encoding="utf-8") as file:
             base = json.load(file)["base_model_name_or_path"]
         options = {key: kwargs.pop(key) for key in ("adapter_name", "adapter_kwargs") if key in kwargs}
+        for key in ("revision", "subfolder"):  # of the adapter
+            kwargs.pop(key, None)
         opened = cls.from_pretrained(base, *model_args, **kwargs)
         model = opened[0] if kwargs.get("output_loading_info") else opened
         _refuse_missing(name, model.load_adapter(name, **options, download_kwargs=hub_arguments).missing_keys)

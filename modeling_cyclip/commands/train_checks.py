@@ -24,7 +24,7 @@ from ..training_args import CyCLIPTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# The operating system releases it with the last process that has the file open, on a network disk too.
+# The operating system releases it with the last process that has the file open, on most network disks too.
 LOCK = ".training.lock"
 # Data workers outlive a killed training by some seconds, and hold its lock.
 LOCK_SECONDS = 15

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.num_batches = num_samples // batch_size
         if self.captions is not None:
             self.num_batches = self.captions.largest_number_of_batches(batch_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Where data workers are not forked, each gets a copy, and makes the order only if it meets a broken image.
+        return {**vars(self), "_epoch_of_order": None, "_order": None}
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -180,7 +185,8 @@ class _CaptionNumbers:
             texts = [caption] if isinstance(caption, str) else caption
             counts.append(len(texts))
             flat.extend(numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in texts)
-        self.flat, self.counts = np.array(flat), np.array(counts)
+        # Small types: where data workers are not forked, each has a copy.
+        self.flat, self.counts = np.array(flat, dtype=np.int32), np.array(counts, dtype=np.int32)
         self.offsets = np.cumsum(self.counts) - self.counts
 
     def drawn(self, seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
