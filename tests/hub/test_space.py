@@ -66,7 +66,7 @@ def test_images_come_from_class_folders(tmp_path):
     found = [class_of(path, tmp_path) for path in list_images(tmp_path)]
     assert found == ["dog", "polar bear"] and list_images(tmp_path / "absent") == []
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "3.png")
-    assert load_image(tmp_path / "3.png").getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(tmp_path / "3.png").getpixel((0, 0)) == (255, 0, 0)  # as a pipeline opens it
 
 
 def test_labels_are_split_and_each_counts_once():
