@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ from modeling_cyclip.data.tokenizer import train_tokenizer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def log_levels():
+    """Programs that run in a test's own process set the level of their logs, which is not for the tests after it."""
+    loggers = [logging.getLogger(name) for name in ("modeling_cyclip", "transformers", "transformers.trainer")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

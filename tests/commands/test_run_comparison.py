@@ -101,6 +101,7 @@ def test_report_links_pictures_that_are_there(compared):
         assert (out / "plots" / f"{name}.svg").is_file()
 
 
+@pytest.mark.slow
 def test_killed_comparison_goes_on_to_the_same_models(tmp_path):
     arguments = {"overrides": {"save_steps": 2}, "arms": {"CyCLIP": {}}, "seeds": [0], "num_parallel": 1}
     for name in ("whole", "killed"):

@@ -67,6 +67,7 @@ def test_goes_on_from_its_own_checkpoint(train_file, tmp_path):
     assert CyCLIPModel.from_pretrained(tmp_path / "b").config.inmodal_cyclic_weight == 0
 
 
+@pytest.mark.slow
 def test_augmented_views_are_the_same_whether_or_not_the_run_is_resumed(train_file, tmp_path):
     arguments = [*SMALL, "--train_file", train_file, "--inmodal_contrastive", "--max_steps", 6, "--logging_steps", 1,
                  "--save_steps", 5, "--dataloader_num_workers", 1, "--output_dir", tmp_path / "out"]  # fmt: skip

@@ -85,6 +85,7 @@ assert image_embeddings(model, processor, column, 2, num_workers=1).shape == (4,
 """
 
 
+@pytest.mark.slow
 def test_workers_need_no_fork(checkpoint, pairs, tmp_path):
     # macOS spawns them, and Python 3.14 starts them from a server: both pickle what a worker gets.
     pairs.select(range(4)).to_parquet(tmp_path / "pairs.parquet")

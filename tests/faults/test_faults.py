@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from transformers import Trainer
 
 from modeling_cyclip import CyCLIPTrainer
 from modeling_cyclip.checkpoints import last_complete_checkpoint, mark_incomplete
@@ -97,13 +96,15 @@ def test_true_resumes_from_the_last_complete_checkpoint(make_trainer, tmp_path):
 
 
 def test_a_hub_that_fails_is_no_checkpoint_that_failed(make_trainer, tmp_path, monkeypatch):
-    def fail(self, checkpoint):
+    def fail(*args, **kwargs):
         raise ConnectionError("the Hub is down")
 
-    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, *args, **kwargs: None)
-    monkeypatch.setattr(Trainer, "_push_from_checkpoint", fail)
+    monkeypatch.setattr(CyCLIPTrainer, "init_hf_repo", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(CyCLIPTrainer, "push_in_progress", None, raising=False)
+    monkeypatch.setattr(CyCLIPTrainer, "hub_model_id", "someone/model", raising=False)
+    monkeypatch.setattr("modeling_cyclip.hub.publish.publish_checkpoint", fail)
     with pytest.raises(ConnectionError, match="the Hub is down"):
-        make_trainer(push_to_hub=True).train()
+        make_trainer(push_to_hub=True, hub_strategy="every_save").train()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 

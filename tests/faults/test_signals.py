@@ -128,6 +128,7 @@ def begin(long_command):
 ENDLESS = ["--max_steps", "100000", "--eval_strategy", "no", "--save_strategy", "no"]
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_checkpoint_when_their_launcher_is_killed(train_file, tmp_path):
     processes, arguments = VARIANTS["2 processes x 32"]
     launcher, workers = begin(command(train_file, tmp_path / "out", processes, [*arguments, *ENDLESS]))
@@ -140,6 +141,7 @@ def test_processes_end_with_a_checkpoint_when_their_launcher_is_killed(train_fil
     assert (checkpoint / "complete").exists()
 
 
+@pytest.mark.slow
 def test_cyclip_sends_the_signal_on_and_takes_the_status_of_the_training(train_file, tmp_path):
     whole = command(train_file, tmp_path / "out", 1, [*VARIANTS["1 process x 64"][1], *ENDLESS])
     arguments = whole[whole.index(str(SCRIPT)) + 1 :]

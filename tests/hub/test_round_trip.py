@@ -143,6 +143,7 @@ print(json.dumps([attempt(name) for name in ("tester/vit", "tester/vit-2", "test
 """
 
 
+@pytest.mark.slow
 def test_downloads_that_are_cut_off(hub, publish, run_folder, workplace, tmp_path):
     for repo_id in ("tester/vit", "tester/vit-2", "tester/pickled"):
         assert publish(run_folder, repo_id).returncode == 0

@@ -159,6 +159,7 @@ def test_space_is_as_private_as_a_model_and_named_with_its_namespace(hub, publis
     assert json.loads(hub.files("spaces/tester/vit")["checkpoint.json"])["name"] == "tester/vit"
 
 
+@pytest.mark.slow
 def test_updated_space_keeps_its_words_and_takes_new_images(hub, publish, run_folder, images):
     publish(run_folder, "tester/vit", "--with_space", "--space_images", images)
     card = SpaceCard(hub.files("spaces/tester/vit")["README.md"].decode())

@@ -55,7 +55,13 @@ def assert_is_the_pinned_trajectory(output_dir):
         assert actual == pytest.approx(expected, rel=2e-3, abs=2e-5), f"log {number}"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# The others stand for these.
+SLOW = {"4 processes x 16", "FSDP, 2 processes x 32"}
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in VARIANTS]
+)
 def test_every_division_of_the_batch_is_the_same_training(whole, variant):
     assert_is_the_pinned_trajectory(whole(variant))
     weights, expected = (read_weights(whole(name)) for name in (variant, "1 process x 64"))

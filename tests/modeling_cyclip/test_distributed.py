@@ -130,7 +130,7 @@ def relative_error(actual, expected):
     )
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_loss_and_gradients_equal_those_of_one_process(world_size, tmp_path):
     reference = {}
     for dtype in TOLERANCES:

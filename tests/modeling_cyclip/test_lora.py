@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, CLIPModel
+from transformers import AutoModel, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from modeling_cyclip import CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel, CyCLIPTrainingArguments, build_model
 from modeling_cyclip.build_model import ModelArguments, build_model_and_processor
@@ -234,7 +234,10 @@ def test_only_the_text_tower_of_a_resnet_model_takes_lora(processor, tmp_path):
     )
     config.text_config.eos_token_id = processor.tokenizer.eos_token_id
     CyCLIPResNetModel(config).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    size = {"height": 32, "width": 32}
+    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size), processor.tokenizer).save_pretrained(
+        tmp_path
+    )
     args = {"model_name_or_path": str(tmp_path), "lora_rank": 2}
     with pytest.raises(ValueError, match="vision tower has no attention layers"):
         build_model_and_processor(ModelArguments(**args), ())
@@ -264,6 +267,7 @@ def run(*arguments, launcher=(sys.executable,)):
     )
 
 
+@pytest.mark.slow
 def test_the_script_saves_adapters_from_two_processes_and_merges_on_resuming(base, train_file, tmp_path):
     out = tmp_path / "out"
     common = [
