@@ -103,6 +103,12 @@ class PreemptionCallback(TrainerCallback):
         raise SystemExit(EXIT_STATUS)
 
 
+def ignore_signals() -> None:
+    """For a process at its end: another signal would change its exit status."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _start_forkserver() -> None:
     """Starts the process that forks data workers, so that it ignores the signals: they end when it does."""
     import multiprocessing.forkserver

@@ -23,7 +23,7 @@ from ..divergence import DivergenceError
 from ..evaluation.during_training import ZeroShotMetrics
 from ..hub.publish import PublishError
 from ..modeling_cyclip import CyCLIPModel
-from ..preemption import end_with_launcher
+from ..preemption import end_with_launcher, ignore_signals
 from ..resume import find_checkpoint
 from ..trainer import CyCLIPTrainer
 from ..training_args import CyCLIPTrainingArguments
@@ -91,6 +91,7 @@ def run(argv: list[str] | None = None) -> None:
     try:
         trainer.train(resume_from_checkpoint=resume_from)
     except SystemExit:
+        ignore_signals()
         end_processes(trainer)
         raise
     if model_args.merge_lora:
