@@ -17,7 +17,8 @@ from ..evaluation.embeddings import embed_all
 from ..evaluation.evaluation_set import load_data
 from ..evaluation.plots import draw_pictures
 from ..evaluation.protocols import choose_protocols, measure
-from ..evaluation.report import MINUS, differences, left_out, measurement, results_json, write_report
+from ..evaluation.report import MINUS, differences, results_json, write_report
+from ..evaluation.setting import left_out, measurement
 
 
 def main(argv: list[str] | None = None) -> None:
