@@ -28,12 +28,18 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 
 
-def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
+class FoundCheckpoint(str):
+    """The path of a checkpoint that [`find_checkpoint`] has read from end to end, so that it need not be read again."""
+
+
+def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> FoundCheckpoint | None:
     """
     The checkpoint that the argument means, the same in all processes, which all call this: a path, or the newest whole one
     in `output_dir` for `True`; `None` if there is none, or none is meant. Raises a `ValueError` for one that does not exist,
     is not whole, or holds the weights alone.
     """
+    if isinstance(resume_from_checkpoint, FoundCheckpoint):
+        return resume_from_checkpoint
     meant = str(resume_from_checkpoint or "False")
     if meant.lower() == "false":
         return None
@@ -55,7 +61,7 @@ def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) 
         raise ValueError(
             f"The checkpoint {checkpoint} is not on every machine: put the output folder on a disk that all share."
         )
-    return checkpoint
+    return None if checkpoint is None else FoundCheckpoint(checkpoint)
 
 
 def _check_optimizer(checkpoint: str) -> None:

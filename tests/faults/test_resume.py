@@ -5,6 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
+from modeling_cyclip import checkpoints
 from modeling_cyclip.commands.train import main
 from modeling_cyclip.resume import find_checkpoint
 from tests.invariant.trajectory import SCRIPT, command, write_pairs
@@ -123,3 +124,14 @@ def test_logs_and_totals_of_a_resumed_training_are_those_of_one_without_a_break(
     assert seconds == sorted(seconds) and end["train_runtime"] >= seconds[-1]
     assert end["train_samples_per_second"] == pytest.approx(6 * 8 / end["train_runtime"], rel=0.01)
     assert end["train_steps_per_second"] == pytest.approx(6 / end["train_runtime"], rel=0.01)
+
+
+def test_a_checkpoint_is_read_from_end_to_end_once(make_longer_trainer, tmp_path, monkeypatch):
+    make_longer_trainer().train()
+    read = []
+    damage = checkpoints._damage
+    monkeypatch.setattr(checkpoints, "_damage", lambda path: read.append(path.name) or damage(path))
+    # As the command does, which needs the checkpoint before it has a Trainer.
+    found = find_checkpoint(True, tmp_path)
+    make_longer_trainer(max_steps=7).train(resume_from_checkpoint=found)
+    assert read == ["checkpoint-6"]
