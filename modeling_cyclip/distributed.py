@@ -7,6 +7,8 @@ multiply their gradients by W, so that the average is the exact gradient.
 Without a process group (`None`) every operation here is the identity.
 """
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,6 +21,11 @@ def world_size(process_group: dist.ProcessGroup | None) -> int:
 
 def rank(process_group: dist.ProcessGroup | None) -> int:
     return 0 if process_group is None else dist.get_rank(process_group)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that a launcher has started, also before they have a process group."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def training_process_group() -> dist.ProcessGroup | None:

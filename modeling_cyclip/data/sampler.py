@@ -1,6 +1,5 @@
 """Which sample comes when: a function of (seed, epoch) that depends on no generator's state."""
 
-import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from tqdm.auto import tqdm
 from transformers.utils import is_datasets_available, logging
+
+from ..distributed import is_first_process
 
 
 logger = logging.get_logger(__name__)
@@ -279,8 +280,9 @@ def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicat
     batches = dataset.select_columns("caption").iter(batch_size=1000)
     captions = (caption for batch in batches for caption in batch["caption"])
     # Millions of captions take a minute.
-    is_other = int(os.environ.get("RANK", 0)) > 0
-    captions = tqdm(captions, "Reading captions, to keep equal ones apart", len(dataset), delay=2, disable=is_other)
+    captions = tqdm(
+        captions, "Reading captions, to keep equal ones apart", len(dataset), delay=2, disable=not is_first_process()
+    )
     unique = EpochSampler(len(dataset), batch_size, seed, captions=captions, shards=shards)
     if len(unique) < len(sampler) // 2:
         logger.warning(

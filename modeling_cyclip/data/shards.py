@@ -19,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets, config
 
+from ..distributed import is_first_process
+
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ def load_shards(patterns: list[str]) -> Dataset:
         logger.info(f"Indexing {len(missing)} of {len(shards)} shards.")
         indexes.update(zip(missing, _make_indexes(missing), strict=True))
     # All processes of a training come here, but the log needs it once.
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         _log([report for _, report in indexes.values()])
     tables = [Dataset.from_file(str(index)) for index, report in indexes.values() if report["num_samples"]]
     if not tables:

@@ -18,6 +18,7 @@ from pyarrow import csv as arrow_csv
 from pyarrow import json as arrow_json
 from pyarrow import parquet
 
+from ..distributed import is_first_process
 from .images import SUFFIXES
 from .shards import write_stream
 
@@ -88,7 +89,7 @@ def _cached(path: Path, options: str, read: Callable[[Notes], Batches]) -> Datas
         except (pa.ArrowException, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as {FILE_FORMATS[path.suffix.lower()]}: {error}") from error
     # All processes of a training come here, but the log needs it once.
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         with pa.ipc.open_stream(copy) as stream:
             for level, text in json.loads(stream.schema.metadata[b"notes"]):
                 logger.log(level, text)

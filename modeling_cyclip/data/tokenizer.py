@@ -1,7 +1,6 @@
 """A CLIP tokenizer for the captions at hand, how captions become tokens, and the check that tokenizer and model agree."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 
@@ -10,6 +9,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
+
+from ..distributed import is_first_process
 
 
 logger = logging.get_logger(__name__)
@@ -49,7 +50,7 @@ def context_length(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> in
     """
     positions = config.text_config.max_position_embeddings
     # All processes of a training come here, but the log needs it once.
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         if tokenizer.model_max_length < positions:
             logger.warning_once(
                 f"Captions are cut to {tokenizer.model_max_length} tokens, though the model has positions for {positions}: "
@@ -83,7 +84,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(f"A byte-level vocabulary needs --vocab_size {MIN_VOCAB_SIZE} at least, got {vocab_size}.")
-    is_main = int(os.environ.get("RANK", 0)) == 0
+    is_main = is_first_process()
     if is_main:
         logger.info("A tokenizer is trained on the captions. With millions of them, that takes some minutes.")
     max_characters = CHARACTERS_PER_TOKEN * max_length
