@@ -85,15 +85,21 @@ def load_image(image: Image.Image | dict | str | bytes | os.PathLike, min_size: 
         raise BrokenImageError(str(name), f"{type(error).__name__}: {error}") from error
 
 
+def encoded_bytes(image: dict) -> bytes:
+    """The content of the image file that a row has or names. Raises an `OSError` where there is no such file."""
+    if image.get("bytes") is not None:
+        return image["bytes"]
+    # The file is opened for each image, so that the processes of a dataloader share no handle.
+    with open(_regular(image["path"]), "rb", buffering=0) as file:
+        file.seek(image.get("offset") or 0)
+        return file.read(-1 if image.get("size") is None else image["size"])
+
+
 def _source(image: dict | str | os.PathLike) -> BytesIO | str | os.PathLike:
     if not isinstance(image, dict):
         return _regular(image)
-    if image.get("offset") is not None:
-        # The file is opened for each image, so that the processes of a dataloader share no handle.
-        with open(_regular(image["path"]), "rb", buffering=0) as file:
-            file.seek(image["offset"])
-            return BytesIO(file.read(image["size"]))
-    return _regular(image["path"]) if image.get("bytes") is None else BytesIO(image["bytes"])
+    is_file = image.get("bytes") is None and image.get("offset") is None
+    return _regular(image["path"]) if is_file else BytesIO(encoded_bytes(image))
 
 
 def _regular(path: str | bytes | os.PathLike) -> str | bytes | os.PathLike:

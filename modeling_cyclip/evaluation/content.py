@@ -9,6 +9,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from ..data.images import encoded_bytes
+
 
 # Of a larger set, this many images stand for all, evenly spaced.
 MAX_SAMPLE = 10_000
@@ -76,13 +78,9 @@ def _structs(dataset: Dataset) -> Iterator:
 
 
 def _content(image: dict) -> bytes:
-    if image.get("bytes") is not None:
-        return image["bytes"]
     path = image.get("path") or ""
     try:
-        with open(path, "rb") as file:
-            file.seek(image.get("offset") or 0)
-            return file.read(-1 if image.get("size") is None else image["size"])
+        return encoded_bytes({**image, "path": path})
     except OSError:
         return path.encode()
 

@@ -1,5 +1,7 @@
 """Images by their content: which two sets share, and folds of one set, against loops."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,12 @@ def test_a_file_that_is_not_there_is_nobody_elses():
     rows = Dataset.from_dict({"image": ["no.png", "nothing.png"]}).cast_column("image", Image(decode=False))
     assert len(set(image_digests(rows))) == 2
     assert shared_images(rows.select([0]), rows.select([1])) == (0, 1)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    fifo = Dataset.from_dict({"image": [str(tmp_path / "a.png")]}).cast_column("image", Image(decode=False))
+    assert image_digests(fifo) != image_digests(images([1], tmp_path / "test"))
 
 
 def test_folds_hold_equal_images_together_and_spread_classes():
