@@ -70,6 +70,7 @@ def launch(command: str, options: dict[str, str], arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from modeling_cyclip.package_files import find_file
+    from modeling_cyclip.preemption import SIGNALS
 
     if (config := options.pop("accelerate_config", None)) is not None:
         try:
@@ -79,9 +80,8 @@ def launch(command: str, options: dict[str, str], arguments: list[str]) -> int:
             return 2
     told = [part for name, value in options.items() for part in (f"--{name}", value)]
     program = ["-m", f"modeling_cyclip.commands.{command}"]
-    for name in ("SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), send_to_children)
+    for number in SIGNALS:
+        signal.signal(number, send_to_children)
     try:
         launch_command(launch_command_parser().parse_args([*told, *program, *arguments]))
     except SignalException as error:

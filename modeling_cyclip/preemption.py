@@ -54,11 +54,10 @@ class PreemptionCallback(TrainerCallback):
         self._save_only_model = self.args.save_only_model
         # Only the main thread may set handlers. A training in another one is stopped by whoever started it.
         if threading.current_thread() is threading.main_thread():
+            free = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
             if "forkserver" in (self.args.dataloader_multiprocessing_context, multiprocessing.get_start_method()):
-                _start_forkserver()
-            for number in SIGNALS:
-                if signal.getsignal(number) is signal.SIG_DFL:
-                    self._handlers[number] = signal.signal(number, self._request)
+                _start_forkserver(free)
+            self._handlers = {number: signal.signal(number, self._request) for number in free}
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
@@ -109,11 +108,11 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _start_forkserver() -> None:
+def _start_forkserver(numbers: list[signal.Signals]) -> None:
     """Starts the process that forks data workers, so that it ignores the signals: they end when it does."""
     import multiprocessing.forkserver
 
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     multiprocessing.forkserver.ensure_running()
     for number, handler in handlers.items():
         signal.signal(number, handler)
