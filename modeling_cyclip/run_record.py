@@ -66,9 +66,9 @@ def run_record(
         **_images_and_captions(train_dataset),
         "captions": _caption_digest(train_dataset),
         "processes": training_args.world_size,
-        "hardware": _hardware(training_args.device),
-        "environment": _versions(),
-        "commit": _commit(),
+        "hardware": hardware(training_args.device),
+        "environment": versions(),
+        "commit": commit(),
     }
 
 
@@ -186,22 +186,24 @@ def _hub_id(name: str | None) -> str | None:
     return None if not name or _is_local(name) else name
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
+    """The name of a GPU, or the kind of the processor and its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type.upper()} ({platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'})"
 
 
-def _versions() -> dict[str, str]:
-    versions = {"Python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a figure may depend on."""
+    found = {"Python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
+            found[package] = version(package)
+    return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this repository, with `-dirty` where files differ from it; `None` outside of a checkout."""
     checkout = Path(__file__).parents[1]
     # An installed package may lie within somebody else's.

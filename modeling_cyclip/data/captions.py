@@ -291,7 +291,7 @@ def _captioned(
     # Column by column, so that putting captions into form copies no images.
     image_column, caption_column = find_columns(dataset, image_column, caption_column)
     images = only_images(dataset, image_column, folder)
-    captions = _captions(dataset, caption_column, templates)
+    captions = read_captions(dataset, caption_column, templates)
     num_rows = len(dataset)
     usable = _usable(captions)
     if len(usable) == 0:
@@ -317,7 +317,8 @@ def _usable(captions: Dataset) -> np.ndarray:
     return np.flatnonzero(np.concatenate(is_usable))
 
 
-def _captions(dataset: Dataset, column: str, templates: list[str] | None) -> Dataset:
+def read_captions(dataset: Dataset, column: str, templates: list[str] | None) -> Dataset:
+    """The captions of a table alone, as `caption`: texts, or lists of texts where any has several or comes of a class label."""
     dataset, feature = dataset.select_columns(column), dataset.features[column]
     if isinstance(feature, ClassLabel):
         if not templates:

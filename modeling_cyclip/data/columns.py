@@ -43,7 +43,7 @@ def find_columns(dataset: Dataset, image_column: str | None, caption_column: str
     Raises:
         `ValueError`: a column that is not there, or for which none or several fit, or one of URLs. It says all at once.
     """
-    pairs = (("image", image_column, _image_candidates), ("caption", caption_column, _caption_candidates))
+    pairs = (("image", image_column, image_candidates), ("caption", caption_column, caption_candidates))
     found, problems, options = {}, [], []
     for kind, column, candidates_of in pairs:
         candidates = [column] if column in dataset.column_names else []
@@ -81,14 +81,14 @@ def _advice(dataset: Dataset) -> str:
     return ", or --delimiter if that is several columns" if len(dataset.column_names) == 1 else ""
 
 
-def _image_candidates(dataset: Dataset) -> list[str]:
+def image_candidates(dataset: Dataset) -> list[str]:
     typed = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
     if len(typed) == 1:
         return typed
     return _named(typed or dataset.column_names, IMAGE_NAMES) or typed
 
 
-def _caption_candidates(dataset: Dataset) -> list[str]:
+def caption_candidates(dataset: Dataset) -> list[str]:
     return _named(dataset.column_names, CAPTION_NAMES)
 
 

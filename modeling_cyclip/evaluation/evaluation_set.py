@@ -11,14 +11,14 @@ import torch
 from datasets import ClassLabel, Dataset, List, Value, interleave_datasets
 from torch import Tensor
 
-from ..data.captions import _captions as caption_column_of
+from ..data.captions import read_captions
 from ..data.columns import (
     MISSING_LABELS,
     TEXT,
-    _caption_candidates,
-    _image_candidates,
+    caption_candidates,
     check_column,
     describe,
+    image_candidates,
     only_images,
 )
 from ..package_files import find_file
@@ -236,7 +236,7 @@ def _with_images(dataset: Dataset, column: str | None, folder: Path | None) -> D
         # These rows say where in the shards images lie.
         return dataset.select_columns("image")
     if column is None:
-        candidates = _image_candidates(dataset)
+        candidates = image_candidates(dataset)
         if len(candidates) != 1:
             found = ", ".join(candidates) or f"none among {', '.join(dataset.column_names)}"
             raise ValueError(f"One image column is needed, found {found}. Say which with --image_column.")
@@ -365,7 +365,7 @@ class _CaptionFault(ValueError):
 def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
     if column is None:
         usual = [name for name in ("captions", "caption", "txt") if name in dataset.column_names]
-        candidates = usual or _caption_candidates(dataset)
+        candidates = usual or caption_candidates(dataset)
         if not usual and len(candidates) != 1:
             return None
         column = candidates[0]
@@ -380,7 +380,7 @@ def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
     if not (feature in TEXT or (isinstance(feature, List) and feature.feature in TEXT)):
         raise ValueError(f"Column '{column}' holds no captions (text or lists of texts). Set --caption_column.")
     # As in training, a text may be a list that a table holds as text.
-    texts = caption_column_of(dataset, column, None)["caption"]
+    texts = read_captions(dataset, column, None)["caption"]
     rows = [row.split("\n") if isinstance(row, str) else row or [] for row in texts]
     captions = [[caption.strip() for caption in row if caption and caption.strip()] for row in rows]
     if empty := [row for row, texts in enumerate(captions) if not texts]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..run_record import _commit, _hardware, _versions
+from ..run_record import commit, hardware, versions
 from .arguments import DataArguments, EvaluationArguments
 from .content import digest, image_digests, sample
 from .evaluation_set import EvaluationSet
@@ -93,9 +93,9 @@ def measurement(
         "command": command_line(arguments),
         "arguments": arguments,
         "processes": num_processes,
-        "hardware": _hardware(device),
-        "environment": _versions(),
-        "commit": _commit(),
+        "hardware": hardware(device),
+        "environment": versions(),
+        "commit": commit(),
     }
 
 

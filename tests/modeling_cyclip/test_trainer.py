@@ -317,7 +317,7 @@ def test_data_with_other_columns_and_functions_without_use_are_refused(model, pr
 
 def test_the_record_of_a_run_says_the_code_that_it_began_with(make_trainer, tmp_path, monkeypatch):
     commits = iter(["at the start", "edited meanwhile"])
-    monkeypatch.setattr("modeling_cyclip.run_record._commit", lambda: next(commits))
+    monkeypatch.setattr("modeling_cyclip.run_record.commit", lambda: next(commits))
     trainer = make_trainer(save_strategy="steps", save_steps=2)
     trainer.train()
     trainer.save_model()
