@@ -5,7 +5,7 @@ Compares all of it over seeds, and against the baseline on the same test items.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,9 @@ from .runs import ComparisonArguments, Run, slug
 
 # The comparison sets these itself, or they have no effect in it.
 RESERVED = ("model_name_or_path", "output_dir", "compare_to", "center", "plots")
+
+# The messages of the signs that a training shows, by the sign of [`~modeling_cyclip.health`].
+Signs = dict[Callable | None, str]
 
 
 @dataclass(frozen=True)
@@ -233,9 +236,9 @@ def compare(
             for evaluation, figures_by_task in measured[run].items():
                 add(condition, evaluation, without_means(figures_by_task))
 
-    by_condition: dict[str, list[Run]] = {}
+    by_condition: dict[str, list[tuple[Run, Signs]]] = {}
     for run in runs:
-        by_condition.setdefault(run.condition, []).append(run)
+        by_condition.setdefault(run.condition, []).append((run, _signs(run)))
     health = {condition: notes for condition, own in by_condition.items() if (notes := _health(own))}
     untrained = {condition: why for condition, own in by_condition.items() if (why := _untrained(own)) is not None}
     untrained |= {arm: untrained[of] for arm, of in baselines.items() if arm not in by_condition and of in untrained}
@@ -284,34 +287,36 @@ def _by_arm(
     return by_arm
 
 
-def _health(runs: list[Run]) -> list[str]:
+def _signs(run: Run) -> Signs:
+    """The signs in the log of a training and their messages."""
+    log_history = run.log_history()
+    if not any("contrastive_loss" in log for log in log_history):
+        return {None: "No loss was logged, so that it is not known whether it trained. Set lower `logging_steps`."}
+    return signs_at_the_end(log_history, run.batch_size())
+
+
+def _health(trainings: list[tuple[Run, Signs]]) -> list[str]:
     """What the logs of an arm's trainings show, each sign once and with its seeds."""
     messages, seeds = {}, {}
-    for run in runs:
-        if any("contrastive_loss" in log for log in run.log_history()):
-            signs = signs_at_the_end(run.log_history(), run.batch_size())
-        else:
-            signs = {
-                None: "No loss was logged, so that it is not known whether it trained. Set lower `logging_steps`."
-            }
+    for run, signs in trainings:
         for sign, message in signs.items():
             messages.setdefault(sign, message)
             seeds.setdefault(sign, []).append(str(run.seed))
-    return [f"{runs[0].condition}, seed {', '.join(seeds[sign])}: {message}" for sign, message in messages.items()]
+    condition = trainings[0][0].condition
+    return [f"{condition}, seed {', '.join(seeds[sign])}: {message}" for sign, message in messages.items()]
 
 
-def _untrained(runs: list[Run]) -> str | None:
+def _untrained(trainings: list[tuple[Run, Signs]]) -> str | None:
     """Why an arm did not train, and what to do about it, if so."""
-    by_seed = [signs_at_the_end(run.log_history(), run.batch_size()) for run in runs]
-    failed = [run for run, signs in zip(runs, by_seed, strict=True) if nothing_learnt in signs or collapsed in signs]
+    failed = [(run, signs) for run, signs in trainings if nothing_learnt in signs or collapsed in signs]
     if not failed:
         return None
-    signs = by_seed[runs.index(failed[0])]
+    first, signs = failed[0]
     # Their messages go on with causes that may not be those of this arm.
     reason = (signs.get(nothing_learnt) or signs[collapsed]).partition(" Likely causes")[0].rstrip(".")
     reason = reason[0].lower() + reason[1:]
-    which = f" with seed {', '.join(str(run.seed) for run in failed)}" if len(failed) < len(runs) else ""
-    return f"{runs[0].condition} did not train{which}: {reason}, {failed[0].advice()}"
+    which = f" with seed {', '.join(str(run.seed) for run, _ in failed)}" if len(failed) < len(trainings) else ""
+    return f"{first.condition} did not train{which}: {reason}, {first.advice()}"
 
 
 def _notes(run: Run) -> list[str]:
