@@ -1,5 +1,6 @@
 """Reads a table from disk as it was written, or refuses it with the line that is wrong: no value is guessed at."""
 
+import codecs
 import csv
 import hashlib
 import json
@@ -30,7 +31,7 @@ FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json",
 BLOCK_SIZE = 2**24
 # Rows may hold whole images.
 PARQUET_ROWS = 1000
-ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xef\xbb\xbf": "UTF-8"}
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 SHOWN = 80
 OPEN_QUOTE = (
     "a quotation mark opens a value and is not closed as it should be. Write the marks within a value twice and put it in "
@@ -100,9 +101,13 @@ def _cached(path: Path, options: str, read: Callable[[Notes], Batches]) -> Datas
 
 
 def _csv(path: Path, delimiter: str | None, has_quoting: bool, notes: Notes) -> Batches:
-    encoding = _encoding(path)
+    with path.open("rb") as file:
+        beginning = file.read(1000)
+    encoding = _encoding(beginning)
     if encoding == "utf-16":
         notes.append((logging.INFO, f"{path} is in UTF-16."))
+    elif b"\0" in beginning:
+        raise ValueError(f"{path} is no text in UTF-8: it is UTF-16 without its mark, or no table. Save it as UTF-8.")
     try:
         names, num_lines, found = _header(path, encoding, delimiter, has_quoting)
     except UnicodeDecodeError:
@@ -124,7 +129,10 @@ def _csv(path: Path, delimiter: str | None, has_quoting: bool, notes: Notes) -> 
             reader = arrow_csv.open_csv(
                 path,
                 arrow_csv.ReadOptions(
-                    column_names=stripped, skip_rows=num_lines, encoding=encoding, block_size=BLOCK_SIZE
+                    column_names=stripped,
+                    skip_rows=num_lines,
+                    encoding=encoding.removesuffix("-sig"),  # Arrow passes over the mark by itself
+                    block_size=BLOCK_SIZE,
                 ),
                 arrow_csv.ParseOptions(
                     delimiter=delimiter, quote_char='"' if has_quoting else False, newlines_in_values=has_quoting
@@ -158,19 +166,14 @@ def _csv(path: Path, delimiter: str | None, has_quoting: bool, notes: Notes) -> 
     return schema, batches()
 
 
-def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        beginning = file.read(1000)
-    encoding = next((name for mark, name in ENCODINGS.items() if beginning.startswith(mark)), "UTF-8")
-    if encoding == "UTF-8" and b"\0" in beginning:
-        raise ValueError(f"{path} is no text in UTF-8: it is UTF-16 without its mark, or no table. Save it as UTF-8.")
-    # Python's name of UTF-8 with a mark that may be there.
-    return {"UTF-16": "utf-16", "UTF-8": "utf-8"}[encoding]
+def _encoding(beginning: bytes) -> str:
+    """Python's name of the encoding by the mark that a file begins with: UTF-16, or UTF-8 with or without a mark."""
+    return "utf-16" if beginning.startswith(UTF_16) else "utf-8-sig"
 
 
 def _header(path: Path, encoding: str, delimiter: str | None, has_quoting: bool) -> tuple[list[str], int, str]:
     """The names of the columns, the number of lines they take, and the delimiter."""
-    with path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="") as file:
+    with path.open(encoding=encoding, newline="") as file:
         num_blank, line = 0, file.readline()
         while line and not line.strip():
             num_blank, line = num_blank + 1, file.readline()
@@ -192,9 +195,7 @@ def _rows(
     """The rows behind the header, to find what is wrong: raises a `ValueError` at the first line that is no row."""
     previous_line = num_lines
     try:
-        with path.open(
-            encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="" if has_quoting else None
-        ) as file:
+        with path.open(encoding=encoding, newline="" if has_quoting else None) as file:
             for _ in range(num_lines):
                 next(file)
             csv.field_size_limit(2**30)
@@ -256,9 +257,8 @@ def _looks_quoted(path: Path, delimiter: str) -> bool:
 def _json(path: Path, notes: Notes) -> Batches:
     content = path.read_bytes()
     try:
-        encoding = next((name for mark, name in ENCODINGS.items() if content.startswith(mark)), "UTF-8")
-        if encoding == "UTF-16" or content.startswith(b"\xef\xbb\xbf"):
-            content = content.decode("utf-16" if encoding == "UTF-16" else "utf-8-sig").encode()
+        if content.startswith((*UTF_16, codecs.BOM_UTF8)):
+            content = content.decode(_encoding(content)).encode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read as json: {error}") from error
     table = None
