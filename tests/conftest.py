@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,25 @@ def shared_data() -> Path:
 
 def coloured_image(colour: str, level: int = 0, size: int = 16) -> PILImage.Image:
     return PILImage.new("RGB", (size, size), tuple(max(0, value - 5 * level) for value in COLOURS[colour]))
+
+
+@pytest.fixture
+def opened_at_once(monkeypatch):
+    """Given a module that opens images: a list of how many images are in memory after each that it has opened."""
+
+    def watch(module) -> list[int]:
+        load_image, opened, numbers = module.load_image, [], []
+
+        def counted(*arguments):
+            image = load_image(*arguments)
+            opened.append(weakref.ref(image))
+            numbers.append(sum(reference() is not None for reference in opened))
+            return image
+
+        monkeypatch.setattr(module, "load_image", counted)
+        return numbers
+
+    return watch
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from transformers import CLIPImageProcessor, CLIPProcessor, SiglipImageProcessor
 
 from modeling_cyclip import CyCLIPDataCollator, CyCLIPTrainer, CyCLIPTrainingArguments
 from modeling_cyclip.data import data_collator
-from modeling_cyclip.data.images import load_image
 from tests.conftest import coloured_image
 
 
@@ -34,21 +32,13 @@ def test_what_is_no_caption_is_refused_with_its_column(processor, caption):
         CyCLIPDataCollator(processor)([{"image": coloured_image("red"), "caption": caption}])
 
 
-def test_plain_rows_are_opened_one_by_one(monkeypatch, processor, tmp_path):
-    opened, in_memory = [], []
-
-    def counted(*arguments):
-        image = load_image(*arguments)
-        opened.append(weakref.ref(image))
-        in_memory.append(sum(reference() is not None for reference in opened))
-        return image
-
-    monkeypatch.setattr(data_collator, "load_image", counted)
+def test_plain_rows_are_opened_one_by_one(opened_at_once, processor, tmp_path):
+    opened = opened_at_once(data_collator)
     for level in range(6):
         coloured_image("red", level, size=40).save(tmp_path / f"{level}.png")
     rows = [{"image": str(tmp_path / f"{level}.png"), "caption": "red"} for level in range(6)]
     assert CyCLIPDataCollator(processor)(rows)["pixel_values"].shape == (6, 3, 16, 16)
-    assert len(in_memory) == 6 and max(in_memory) <= 2
+    assert len(opened) == 6 and max(opened) <= 2
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,11 @@ import tarfile
 import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict, Image
-from datasets import config as datasets_config
 from pyarrow import parquet
 
 from modeling_cyclip.data.captions import DataArguments, load_captioned_datasets, open_pairs, open_table
 from modeling_cyclip.data.images import load_image
 from tests.conftest import COLOURS, coloured_image
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", folder)
-    return folder
 
 
 TRAIN, OTHERS = ("red", "green", "blue"), ("yellow",)

@@ -3,7 +3,6 @@
 import io
 import itertools
 import pickle
-import weakref
 
 import numpy as np
 import pandas
@@ -16,7 +15,6 @@ from torch.utils.data import DataLoader
 from modeling_cyclip import CyCLIPDataCollator
 from modeling_cyclip.data import samples as samples_module
 from modeling_cyclip.data.augment import SecondView
-from modeling_cyclip.data.images import load_image
 from modeling_cyclip.data.sampler import EpochSampler
 from modeling_cyclip.data.samples import CaptionedSamples, SampleCollator, check_columns
 
@@ -160,25 +158,11 @@ def test_collator_gets_images_and_captions_and_the_batch_says_where_they_came_fr
     assert list(batch["broken_images"]) == [1]
 
 
-def opened_at_once(monkeypatch, module):
-    """How many images are in memory after each is opened."""
-    opened, numbers = [], []
-
-    def counted(*arguments):
-        image = load_image(*arguments)
-        opened.append(weakref.ref(image))
-        numbers.append(sum(reference() is not None for reference in opened))
-        return image
-
-    monkeypatch.setattr(module, "load_image", counted)
-    return numbers
-
-
 @pytest.mark.parametrize("augment", [None, SecondView()])
-def test_each_image_is_shrunk_before_the_next_is_opened(monkeypatch, processor, augment):
+def test_each_image_is_shrunk_before_the_next_is_opened(opened_at_once, processor, augment):
     collator = CyCLIPDataCollator(processor)
     files = [{"image": _png(index), "caption": f"number {index}"} for index in range(8)]
-    opened = opened_at_once(monkeypatch, samples_module)
+    opened = opened_at_once(samples_module)
     shrunk = CaptionedSamples(files, 0, collator.min_image_size, augment, process_image=collator.process_image)
     batch = SampleCollator(collator)(shrunk.__getitems__([(0, index) for index in range(8)]))
     assert len(opened) == 8 and max(opened) <= 2

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
-from datasets import config as datasets_config
 from torch.utils.data import DataLoader
 
 from modeling_cyclip import CyCLIPModel, CyCLIPTrainer, CyCLIPTrainingArguments
@@ -70,13 +69,6 @@ def three_shards(tmp_path):
             members["0009.png"] = b"no image"
         write_shard(tmp_path / f"pairs-{shard}.tar", members)
     return str(tmp_path / "pairs-*.tar")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", folder)
-    return folder
 
 
 def test_every_kind_of_sample_is_read(tmp_path):

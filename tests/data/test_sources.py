@@ -5,19 +5,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from datasets import config as datasets_config
 
 from modeling_cyclip.data.captions import DataArguments, load_captioned_datasets
 from modeling_cyclip.data.sampler import make_train_sampler
 from tests.conftest import coloured_image
 from tests.data.test_shards import samples, write_shard
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", folder)
-    return folder
 
 
 @pytest.fixture

@@ -6,17 +6,9 @@ import re
 import shutil
 
 import pytest
-from datasets import config as datasets_config
 
 from modeling_cyclip.data.captions import DataArguments, load_captioned_datasets
 from tests.conftest import coloured_image
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", folder)
-    return folder
 
 
 @pytest.fixture

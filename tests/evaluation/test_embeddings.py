@@ -2,7 +2,6 @@ import os
 import shutil
 import subprocess
 import sys
-import weakref
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from PIL import Image as PILImage
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from modeling_cyclip.data.images import load_image
 from modeling_cyclip.evaluation import embeddings
 from modeling_cyclip.evaluation.embeddings import (
     Encoder,
@@ -55,18 +53,10 @@ def test_worker_processes_change_nothing(model, processor, pairs):
     assert torch.equal(image_embeddings(model, processor, pairs["image"], 8, num_workers=2), alone)
 
 
-def test_each_image_is_shrunk_before_the_next_is_opened(model, processor, pairs, monkeypatch):
-    opened, in_memory = [], []
-
-    def counted(*arguments):
-        image = load_image(*arguments)
-        opened.append(weakref.ref(image))
-        in_memory.append(sum(reference() is not None for reference in opened))
-        return image
-
-    monkeypatch.setattr(embeddings, "load_image", counted)
+def test_each_image_is_shrunk_before_the_next_is_opened(model, processor, pairs, opened_at_once):
+    opened = opened_at_once(embeddings)
     image_embeddings(model, processor, pairs["image"], 8)
-    assert len(in_memory) == 32 and max(in_memory) <= 2
+    assert len(opened) == 32 and max(opened) <= 2
 
 
 SPAWNED_WORKER = """

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from modeling_cyclip.checkpoints import last_complete_checkpoint
 from tests.faults import power_cut
-from tests.invariant.trajectory import FSDP_SCRIPT, SCRIPT, command, environment, write_pairs
+from tests.invariant.trajectory import FSDP_SCRIPT, SCRIPT, command, environment, kill_all, write_pairs
 
 
 PAGE = Path(__file__).with_name("README.md")
@@ -85,11 +85,7 @@ class Run:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        # Not the process group: torchrun starts its workers in sessions of their own.
-        processes = [self.process, *self.process.children(recursive=True)]
-        for process in processes:
-            process.kill()
-        psutil.wait_procs(processes)
+        kill_all(self.process)
 
     def end(self) -> int:
         """The exit status, when it has ended by itself."""

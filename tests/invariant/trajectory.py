@@ -97,12 +97,16 @@ def run_killed(command: list[str], checkpoint: Path) -> None:
     while not (checkpoint / "complete").exists():
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before its checkpoint"
         time.sleep(0.005)
+    kill_all(psutil.Process(process.pid))
+    process.wait()
+
+
+def kill_all(launcher: psutil.Process) -> None:
+    """Kills a process and all below it."""
     # Not the process group: torchrun starts its workers in sessions of their own.
-    launcher = psutil.Process(process.pid)
     killed = [launcher, *launcher.children(recursive=True)]
     for each in killed:
         each.kill()
-    process.wait()
     psutil.wait_procs(killed)
 
 
