@@ -2,20 +2,20 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, is_compiled_module
+from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainerCallback
+from torch.utils.data import DataLoader, Dataset
+from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils import PushInProgress, logging
 
@@ -32,7 +32,7 @@ from .checkpoints import (
 )
 from .data.data_collator import CyCLIPDataCollator
 from .data.sampler import EpochSampler, make_train_sampler
-from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollator, check_columns
+from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollator
 from .data.tokenizer import context_length
 from .divergence import DivergenceError, FirstBadStep, first_not_finite
 from .fsdp import fit_optimizer_state, prepare_for_fsdp, whole_logit_scale, with_scalar_logit_scale
@@ -43,6 +43,7 @@ from .optimizer import ClampLogitScale, decay_parameter_names, set_tower_learnin
 from .preemption import PreemptionCallback, start_worker
 from .resume import compare_runs, find_checkpoint
 from .run_record import over_all_parts, run_record, seconds_before, write_run_record
+from .trainer_checks import check_trainer
 from .training_args import CyCLIPTrainingArguments
 
 
@@ -121,7 +122,7 @@ class CyCLIPTrainer(Trainer):
         **kwargs,
     ):
         eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
-        _check(
+        check_trainer(
             model, args, (train_dataset, *eval_datasets), processing_class if data_collator is None else None, kwargs
         )
         if data_collator is None:
@@ -617,69 +618,3 @@ class _WeightedMean:
         means = {name: float(total) / self.weight for name, total in self.sums.items()}
         self.sums, self.weight = {}, 0
         return means
-
-
-def _check(
-    model: nn.Module,
-    args: CyCLIPTrainingArguments,
-    datasets: Iterable[Dataset | None],
-    processor: Any,
-    options: Mapping[str, Any],
-) -> None:
-    """Refuses, before any work, what would not train or would not train what was asked for."""
-    if is_compiled_module(model):
-        raise ValueError(
-            "CyCLIPTrainer was given a compiled model, whose checkpoints would have other names: pass the model itself and "
-            "`torch_compile=True` in the arguments."
-        )
-    if not isinstance(model, CyCLIPModel):
-        raise ValueError(
-            f"CyCLIPTrainer trains a CyCLIPModel, got a {type(model).__name__}. Open a CLIP checkpoint with "
-            "`CyCLIPModel.from_pretrained(...)`."
-        )
-    for parameter in model.parameters():
-        if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
-            raise ValueError(
-                f"The weights to train are in {str(parameter.dtype).removeprefix('torch.')}, in which small steps are lost "
-                "to rounding. Open the checkpoint with `CyCLIPModel.from_pretrained(..., dtype=torch.float32)`; `bf16=True` "
-                "computes in half precision all the same."
-            )
-    if isinstance(processor, PreTrainedTokenizerBase | BaseImageProcessor):
-        raise ValueError(
-            f"`processing_class` is a {type(processor).__name__} alone: pass the tokenizer and the image processor of the "
-            "model together, `CLIPProcessor(image_processor, tokenizer)`."
-        )
-    if not isinstance(args, CyCLIPTrainingArguments):
-        raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
-    for dataset in datasets:
-        if isinstance(dataset, IterableDataset):
-            raise ValueError(
-                "CyCLIPTrainer reads rows by index, which an IterableDataset has not: pass a `datasets.Dataset`, such as "
-                "`load_dataset` gives without `streaming=True`."
-            )
-        check_columns(dataset)
-    for unused in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
-        if options.get(unused) is not None:
-            raise ValueError(
-                f"CyCLIPTrainer has no use for `{unused}`: the loss belongs to the model, and evaluation computes no logits. "
-                "Metrics of your own go into `extra_metrics`."
-            )
-    optimizer, _ = options.get("optimizers", (None, None))
-    if optimizer is not None and (args.vision_learning_rate, args.text_learning_rate) != (None, None):
-        raise ValueError(
-            "`vision_learning_rate` and `text_learning_rate` are for the optimizer that CyCLIPTrainer makes: give your own "
-            "optimizer parameter groups at those rates."
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process, each of which would see only its own negatives. Start one "
-            f"process a GPU, `accelerate launch --num_processes {args.n_gpu} SCRIPT ...`, or show one GPU only, "
-            "`CUDA_VISIBLE_DEVICES=0`."
-        )
-    # On CPU, `accelerate launch` sets the address of a process group but starts only one process.
-    launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if launched_on_cpu and "MASTER_ADDR" in os.environ and args.world_size == 1:
-        raise ValueError(
-            "`accelerate launch --cpu` was asked for several processes but starts one. Launch them with `torchrun "
-            "--nproc_per_node N SCRIPT ... --use_cpu`."
-        )

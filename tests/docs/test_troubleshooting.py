@@ -13,6 +13,7 @@ PACKAGE = ROOT / "modeling_cyclip"
 FILES = [
     PACKAGE / "health.py",
     PACKAGE / "trainer.py",
+    PACKAGE / "trainer_checks.py",
     PACKAGE / "training_args.py",
     PACKAGE / "checkpoints.py",
     PACKAGE / "resume.py",
