@@ -14,7 +14,7 @@ from transformers.utils import is_peft_available, is_torchvision_available
 from .configuration_cyclip import CyCLIPConfig, check_cyclic_terms
 from .configuration_cyclip_resnet import CyCLIPResNetConfig
 from .data.data_collator import check_image_processor
-from .data.tokenizer import check_tokenizer, train_tokenizer
+from .data.tokenizer import check_tokenizer, is_empty, train_tokenizer
 from .modeling_cyclip import CyCLIPModel
 from .modeling_cyclip_resnet import CyCLIPResNetModel
 
@@ -206,7 +206,7 @@ def _build(
             tokenizer = _open_tokenizer(args.tokenizer_name)
         if tokenizer is not None:
             processor = CLIPProcessor(processor.image_processor, tokenizer)
-        elif _is_empty(processor.tokenizer):
+        elif is_empty(processor.tokenizer):
             raise ValueError(
                 f"{args.model_name_or_path} has no tokenizer: save the one that its weights were trained with there, or give "
                 "it as --tokenizer_name."
@@ -242,14 +242,9 @@ def _open_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"--tokenizer_name {name} cannot be opened: {error}") from error
-    if _is_empty(tokenizer):
+    if is_empty(tokenizer):
         raise ValueError(f"--tokenizer_name {name} has no vocabulary.")
     return tokenizer
-
-
-def _is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
-    # transformers makes such a one where it finds no vocabulary.
-    return len(tokenizer) <= len(set(tokenizer.all_special_ids))
 
 
 def _bound(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:

@@ -115,9 +115,14 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
     )
 
 
+def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has special tokens alone: transformers makes such a one where it finds no vocabulary."""
+    return len(tokenizer) <= len(set(tokenizer.all_special_ids))
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:
     """
-    Raises a `ValueError` where ids exceed the model's embeddings, or where the model would not find the end-of-text token,
+    Raises a `ValueError` where there is no vocabulary, where ids exceed the model's embeddings, or where the model would not find the end-of-text token,
     at which it reads the text feature, at the end of every caption. A CLIP model of transformers reads it at the first
     `eos_token_id`. But it takes the value 2 for a configuration from before that rule, and reads at the highest id of the
     sequence instead.
@@ -128,6 +133,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> N
             "The tokenizer has no end-of-text token, at which CLIP reads the text feature. Take a CLIP tokenizer, or leave "
             "--tokenizer_name out."
         )
+    if is_empty(tokenizer):
+        raise ValueError("The tokenizer has no vocabulary: take the files of the one that the model came with.")
     if len(tokenizer) > text_config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {text_config.vocab_size} only: take the "

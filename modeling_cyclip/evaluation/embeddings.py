@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, CLIPModel, ProcessorMixin
 
+from ..data.data_collator import check_image_processor
 from ..data.images import BrokenImageError, load_image
-from ..data.tokenizer import context_length, tokenize
+from ..data.tokenizer import check_tokenizer, context_length, tokenize
 from ..modeling_cyclip import CyCLIPModel
 from .arguments import EvaluationArguments
 from .benchmarks import template
@@ -129,7 +130,8 @@ def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tupl
         `tuple(CLIPModel, ProcessorMixin)`: the model in evaluation mode, and its processor.
 
     Raises:
-        `ValueError`: nothing that can be opened, a checkpoint that is not a CLIP model, or one that lacks weights.
+        `ValueError`: nothing that can be opened, a checkpoint that is not a CLIP model, one that lacks weights, or one whose
+        tokenizer or image processor does not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"The precision is one of {', '.join(DTYPES)}, got {dtype}.")
@@ -143,6 +145,11 @@ def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tupl
             raise ValueError(f"it has a {type(processor).__name__} only")
     except (OSError, ValueError) as error:
         raise ValueError(f"{name_or_path} lacks a tokenizer or an image processor: {error}") from error
+    try:
+        check_tokenizer(processor.tokenizer, model.config)
+        check_image_processor(processor.image_processor, model.config)
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {error}") from error
     return model.to(device).eval(), processor
 
 

@@ -1,3 +1,4 @@
+import copy
 import os
 import shutil
 import subprocess
@@ -284,3 +285,34 @@ def test_checkpoint_faults(tmp_path, model, checkpoint):
     model.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="lacks a tokenizer or an image processor"):
         load_checkpoint(str(tmp_path / "bare"), "fp32", cpu)
+
+
+def large_images(processor):
+    processor.image_processor.size, processor.image_processor.crop_size = {"shortest_edge": 24}, 24
+
+
+def another_token(processor):
+    processor.tokenizer.add_tokens(["<|another|>"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (large_images, "makes images of 24 x 24 pixels, the model takes 16 x 16"),
+        (another_token, "The tokenizer has 543 tokens, the model embeddings for 542 only"),
+    ],
+)
+def test_processor_that_does_not_fit_the_model_is_refused_when_opened(checkpoint, processor, change, message):
+    changed = copy.deepcopy(processor)
+    change(changed)
+    changed.save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=message) as error:
+        load_checkpoint(checkpoint, "fp32", torch.device("cpu"))
+    assert str(error.value).startswith(checkpoint) and "\n" not in str(error.value)
+
+
+def test_checkpoint_without_a_vocabulary_is_refused(checkpoint):
+    # transformers makes a tokenizer of special tokens alone of what is left.
+    os.remove(f"{checkpoint}/tokenizer.json")
+    with pytest.raises(ValueError, match=f"^{checkpoint}: The tokenizer has no vocabulary"):
+        load_checkpoint(checkpoint, "fp32", torch.device("cpu"))
