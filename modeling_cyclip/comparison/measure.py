@@ -14,12 +14,11 @@ import torch
 from accelerate import PartialState
 from datasets.fingerprint import Hasher
 from safetensors import safe_open
-from safetensors.torch import save_file
 from scipy.stats import t
 from transformers import HfArgumentParser
 
 from ..evaluation.arguments import DataArguments, EvaluationArguments
-from ..evaluation.embeddings import EmbeddedSet, embed_all, images_fingerprint
+from ..evaluation.embeddings import EmbeddedSet, embed_all, images_fingerprint, save_whole
 from ..evaluation.evaluation_set import EvaluationSet, load_data
 from ..evaluation.intervals import Measure
 from ..evaluation.protocols import Figures, Protocol, choose_protocols
@@ -118,9 +117,7 @@ def _write(path: Path, arguments: str, results: dict[str, Figures]) -> None:
                 if (tensor := getattr(figure, part)) is not None:
                     # A copy: safetensors refuses tensors that share memory, as the labels of several figures do.
                     tensors[f"{task}/{name}/{part}"] = tensor.cpu().clone(memory_format=torch.contiguous_format)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"arguments": arguments, "figures": json.dumps(numbers)})
-    partial.replace(path)
+    save_whole(tensors, path, {"arguments": arguments, "figures": json.dumps(numbers)})
 
 
 def _read(path: Path, arguments: str) -> dict[str, Figures] | None:

@@ -23,7 +23,7 @@ from transformers import AutoProcessor, CLIPModel, ProcessorMixin
 from ..data.data_collator import check_image_processor
 from ..data.images import BrokenImageError, load_image
 from ..data.tokenizer import check_tokenizer, context_length, tokenize
-from ..modeling_cyclip import CyCLIPModel
+from ..modeling_cyclip import CyCLIPModel, give_usual_permissions
 from .arguments import EvaluationArguments
 from .benchmarks import template
 from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet, without_images
@@ -204,18 +204,23 @@ class Encoder:
                     "are damaged."
                 )
             if self.state.is_main_process:
-                self.cache_dir.mkdir(parents=True, exist_ok=True)
-                # Under another name until it is whole, so that an interrupted run leaves no half file behind.
-                partial = path.with_suffix(f".{os.getpid()}.partial")
                 metadata = {"checkpoint": self.fingerprint, "data": data_fingerprint}
                 tensors = {"features": features, "broken": torch.tensor(broken, dtype=torch.long)}
-                save_file(tensors, partial, metadata)
-                partial.replace(path)
+                save_whole(tensors, path, metadata)
         if not self.state.is_main_process:
             return None, None
         tensors = load_file(path)
         # Files of earlier versions know of no broken images: those ended the run.
         return tensors["features"], tensors["broken"].tolist() if "broken" in tensors else []
+
+
+def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Saves safetensors, under another name until the file is whole, so that an interrupted run leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    save_file(tensors, partial, metadata)
+    give_usual_permissions(partial)
+    partial.replace(path)
 
 
 def checkpoint_fingerprint(model: CLIPModel, processor: ProcessorMixin) -> str:

@@ -73,6 +73,8 @@ def test_kept_scores_are_those_of_the_data_as_it_is(tmp_path, monkeypatch):
     assert [top1(), top1()] == [2, 2]
     (tmp_path / "test" / "zeroshot_classification_templates.txt").write_text("a {c}\n")
     assert [top1(), top1()] == [3, 3]
+    (kept,), other = (tmp_path / "evaluation").iterdir(), tmp_path / "test" / "zeroshot_classification_templates.txt"
+    assert kept.stat().st_mode == other.stat().st_mode
 
 
 def test_interval_over_items_is_that_of_the_paired_difference():

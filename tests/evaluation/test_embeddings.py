@@ -181,6 +181,8 @@ def test_encoder_reads_what_it_has_kept(model, processor, pairs, tmp_path, singl
     assert torch.equal(images, image_embeddings(model, processor, pairs["image"], 8, normalize=False))
     files = sorted(tmp_path.iterdir())
     assert [file.suffix for file in files] == [".safetensors"] * 2
+    (tmp_path / "other").touch()
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "other").stat().st_mode}
     with safe_open(files[0], "pt") as file:
         assert file.metadata() == {"checkpoint": encoder.fingerprint, "data": pairs._fingerprint}
 
