@@ -20,8 +20,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     urls = commands.add_parser("urls", help="a list of URLs and captions (CC3M, CC12M) into WebDataset shards")
     urls.set_defaults(run=download_shards)
-    urls.add_argument("url_list", type=Path, help="tab-separated list: caption and URL, or URL and caption")
+    urls.add_argument(
+        "url_list",
+        type=Path,
+        help="table with a heading (csv, tsv, json, jsonl, parquet), or a tab-separated list without one: caption and URL, or "
+        "URL and caption",
+    )
     urls.add_argument("output_dir", type=Path, help="folder of the shards. One with a part of them is completed")
+    urls.add_argument(
+        "--url_column", help="column of URLs in a table with a heading (default: the one with a usual name)"
+    )
+    urls.add_argument("--caption_column", help="column of captions in it (default: the one with a usual name)")
+    urls.add_argument(
+        "--max_aspect_ratio",
+        type=float,
+        default=3,
+        help="leave out images whose longer side is more than so many times the shorter one (default: 3, as in DataComp)",
+    )
     urls.add_argument("--image_size", type=int, default=256, help="shorter side that larger images get (default: 256)")
     urls.add_argument(
         "--samples_per_shard", type=int, default=10_000, help="lines of the list for each shard (default: 10000)"

@@ -64,8 +64,8 @@ def find_columns(dataset: Dataset, image_column: str | None, caption_column: str
     urls = _urls(dataset, found.get("image"), image_column)
     if urls is not None:
         raise ValueError(
-            f"Column '{urls}' holds URLs. Download the images first: `cyclip prepare urls LIST.tsv FOLDER`, where each line of "
-            "LIST.tsv is a caption, a tab and a URL, and train on --train_shards 'FOLDER/*.tar'."
+            f"Column '{urls}' holds URLs. Download the images first, `cyclip prepare urls TABLE FOLDER` with this table or "
+            "another of URLs and captions, and train on --train_shards 'FOLDER/*.tar'."
         )
     if problems:
         text = "; there is".join("; ".join(problems).split("; There is"))
@@ -92,6 +92,10 @@ def caption_candidates(dataset: Dataset) -> list[str]:
     return _named(dataset.column_names, CAPTION_NAMES)
 
 
+def url_candidates(dataset: Dataset) -> list[str]:
+    return _named(dataset.column_names, URL_NAMES)
+
+
 def _named(columns: list[str], names: tuple[str, ...]) -> list[str]:
     fitting = [column for column in columns if column.lower() in names]
     return [names[0]] if names[0] in fitting else fitting
@@ -99,7 +103,7 @@ def _named(columns: list[str], names: tuple[str, ...]) -> list[str]:
 
 def _urls(dataset: Dataset, image_column: str | None, told: str | None) -> str | None:
     """The column of URLs, if the images are only there."""
-    columns = [image_column] if image_column else [] if told else _named(dataset.column_names, URL_NAMES)
+    columns = [image_column] if image_column else [] if told else url_candidates(dataset)
     for column in columns:
         if dataset.features[column] in TEXT:
             value = dataset[0][column] if len(dataset) else None

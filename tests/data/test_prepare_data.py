@@ -1,5 +1,6 @@
 """Public collections become shards and tables that the training and the evaluation read."""
 
+import csv
 import importlib.util
 import io
 import json
@@ -9,9 +10,12 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from datasets import config as datasets_config
+from PIL import Image
 from pyarrow import parquet
 
 from modeling_cyclip import CyCLIPModel, CyCLIPTrainer, CyCLIPTrainingArguments
@@ -51,9 +55,17 @@ def test_lists_of_either_order_are_read(tmp_path, capsys, content, form):
     [
         (None, "does not exist"),
         (b"", "is empty"),
-        (b"caption,url\na cat,http://a.org/1.jpg\n", "two columns divided by a tab"),
-        (b"a cat\ta dog\n", "two columns divided by a tab"),
-        (b"\xff\xd8\xff\xe0 a picture", "not a text file"),
+        (
+            b"caption,url\na cat,http://a.org/1.jpg\n",
+            "No column, or several, may hold the urls; .*columns caption,url. .*--url_column",
+        ),
+        (
+            b"URL\timage_url\ttext\nhttp://a.org/1.jpg\thttp://a.org/2.jpg\ta cat\n",
+            "may hold the urls.* Set --url_column",
+        ),
+        (b"url\tcaption\na cat\thttp://a.org/1.jpg\n", "has no row with a URL and a caption"),
+        (b"http://a.org/1.jpg\ta cat\ta dog\n", "two columns divided by a tab"),
+        (b"\xff\xd8\xff\xe0 a picture", "not in UTF-8"),
     ],
 )
 def test_what_is_no_list_of_urls_is_refused(tmp_path, content, message):
@@ -61,6 +73,66 @@ def test_what_is_no_list_of_urls_is_refused(tmp_path, content, message):
         (tmp_path / "list.tsv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         write_url_table(tmp_path / "list.tsv", tmp_path / "list.parquet")
+
+
+ROWS = {
+    "URL": ["http://a.org/1.jpg", "gone", "https://a.org/2.jpg?x=1", None],
+    "TEXT": ['a "quoted" caption', "b", "a cat, a dog", "d"],
+}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_table_with_a_heading_is_read(tmp_path, suffix):
+    path = tmp_path / f"list.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(pa.table(ROWS), path)
+    elif suffix == "jsonl":
+        path.write_text(
+            "".join(json.dumps(dict(zip(ROWS, row, strict=True))) + "\n" for row in zip(*ROWS.values(), strict=True))
+        )
+    else:
+        quoting = csv.QUOTE_MINIMAL if suffix == "csv" else csv.QUOTE_NONE
+        with path.open("w", newline="") as file:
+            writer = csv.writer(
+                file,
+                delimiter="," if suffix == "csv" else "\t",
+                quoting=quoting,
+                quotechar='"' if suffix == "csv" else None,
+            )
+            writer.writerows([ROWS, *zip(*ROWS.values(), strict=True)])
+    assert write_url_table(path, tmp_path / "pairs.parquet") == (2, 2)
+    rows = parquet.read_table(tmp_path / "pairs.parquet").to_pylist()
+    assert rows == [
+        {"url": "http://a.org/1.jpg", "caption": 'a "quoted" caption'},
+        {"url": "https://a.org/2.jpg?x=1", "caption": "a cat, a dog"},
+    ]
+
+
+def test_columns_can_be_named(tmp_path):
+    (tmp_path / "list.csv").write_text("url,thumbnail,caption,raw\nhttp://a.org/1.jpg,http://a.org/2.jpg,a,b\n")
+    assert write_url_table(tmp_path / "list.csv", tmp_path / "pairs.parquet", "thumbnail", "raw") == (1, 0)
+    assert parquet.read_table(tmp_path / "pairs.parquet").to_pylist() == [
+        {"url": "http://a.org/2.jpg", "caption": "b"}
+    ]
+
+
+def test_strips_are_left_out_and_counted(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def download(output_folder, **options):
+        asked.append(options)
+        (Path(output_folder) / "00000_stats.json").write_text(
+            json.dumps({"status_dict": {"success": 1, "aspect ratio too large": 1}})
+        )
+
+    monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(download=download))
+    (tmp_path / "list.tsv").write_text(CC3M)
+    main(["urls", str(tmp_path / "list.tsv"), str(tmp_path / "out")])
+    assert "1 of 2 images are there. Of the others: 1 aspect ratio too large." in capsys.readouterr().out
+    main(["urls", str(tmp_path / "list.tsv"), str(tmp_path / "out"), "--max_aspect_ratio", "16"])
+    assert [options["max_aspect_ratio"] for options in asked] == [3, 16]
+    with pytest.raises(SystemExit, match=r"--max_aspect_ratio is at least 1, got 0\.3"):
+        main(["urls", str(tmp_path / "list.tsv"), str(tmp_path / "out"), "--max_aspect_ratio", "0.3"])
 
 
 def test_without_img2dataset_the_error_says_how_to_install_it(tmp_path, monkeypatch):
@@ -71,13 +143,16 @@ def test_without_img2dataset_the_error_says_how_to_install_it(tmp_path, monkeypa
 
 def picture(number):
     buffer = io.BytesIO()
+    if number == 12:
+        Image.new("RGB", (10_000, 2)).save(buffer, "png")
+        return buffer.getvalue()
     size = 40 if number % 2 else 16
     coloured_image(list(COLOURS)[number % 4], number // 4, size).resize((2 * size, size)).save(buffer, "jpeg")
     return buffer.getvalue()
 
 
 class Pictures(BaseHTTPRequestHandler):
-    """Of twelve pictures the third is gone and the fourth is a page."""
+    """Of thirteen pictures the third is gone, the fourth is a page, and the last is a strip."""
 
     def do_GET(self):
         number = int(self.path.strip("/").split(".")[0])
@@ -117,13 +192,15 @@ def download(url_list, out):
 @pytest.mark.skipif(importlib.util.find_spec("img2dataset") is None, reason="img2dataset is not installed")
 def test_downloaded_shards_train(tmp_path, address, config, processor):
     lines = [
-        f'a "{colour}" picture {number}\t{address}/{number}.jpg\n' for number, colour in enumerate([*COLOURS] * 3)
+        f'a "{colour}" picture {number}\t{address}/{number}.jpg\n'
+        for number, colour in enumerate([*COLOURS] * 3 + ["red"])
     ]
     (tmp_path / "list.tsv").write_text("".join(lines))
     result = download(tmp_path / "list.tsv", tmp_path / "shards")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "10 of 12 images are there. Of the others:" in result.stdout
-    assert "1 HTTP Error 404: Not Found" in result.stdout and "--train_shards" in result.stdout
+    assert "10 of 13 images are there. Of the others:" in result.stdout
+    assert "1 HTTP Error 404: Not Found" in result.stdout and "1 aspect ratio too large" in result.stdout
+    assert "--train_shards" in result.stdout
     assert not list((tmp_path / "shards").glob("tmp*"))
 
     dataset = load_shards([str(tmp_path / "shards" / "*.tar")])
