@@ -1,7 +1,7 @@
 """Which sample comes when: a function of (seed, epoch) that depends on no generator's state."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -182,8 +182,8 @@ class _CaptionNumbers:
     def __init__(self, captions: Iterable[str | list[str]]):
         numbers: dict[str, int] = {}
         flat, counts = [], []
-        for caption in captions:
-            texts = [caption] if isinstance(caption, str) else caption
+        for row, caption in enumerate(captions):
+            texts = captions_of_row(caption, row)
             counts.append(len(texts))
             flat.extend(numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in texts)
         # Small types: where data workers are not forked, each has a copy.
@@ -293,6 +293,17 @@ def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicat
     if len(unique) < len(sampler):
         logger.info(f"{len(sampler) - len(unique)} pairs sit out each epoch so that no batch repeats a caption.")
     return unique
+
+
+def captions_of_row(caption: Any, row: int) -> Sequence[str]:
+    """The captions of a row, which has one or several. Raises a `ValueError` where it has none."""
+    if isinstance(caption, str):
+        return [caption]
+    if not isinstance(caption, Sized) or len(caption) == 0:
+        raise ValueError(
+            f"Row {row} has the caption {caption!r}, which is no text and no list of texts. Leave out rows without one."
+        )
+    return caption
 
 
 def is_table(dataset: Dataset) -> bool:

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..distributed import rank, training_process_group
 from .data_collator import from_array
 from .images import BrokenImageError, load_image
-from .sampler import EpochSampler, is_table, keyed_choice, keyed_seed
+from .sampler import EpochSampler, captions_of_row, is_table, keyed_choice, keyed_seed
 
 
 logger = logging.get_logger(__name__)
@@ -109,9 +109,8 @@ class CaptionedSamples(Dataset):
         return [self[key] for key in keys]
 
     def _sample(self, epoch: int | None, index: int, image: Image.Image, caption: str | list[str]) -> dict[str, Any]:
-        if not isinstance(caption, str):
-            drawn = 0 if epoch is None else keyed_choice(self.seed, epoch, [index], [len(caption)])[0]
-            caption = caption[drawn]
+        captions = captions_of_row(caption, index)
+        caption = captions[0 if epoch is None else keyed_choice(self.seed, epoch, [index], [len(captions)])[0]]
         process_image = self.process_image or (lambda image: image)
         sample = {"index": index, "caption": caption}
         if self.augment is not None:
@@ -173,7 +172,10 @@ def check_columns(dataset: Dataset) -> None:
     """
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(dataset, pandas.DataFrame):
-        raise ValueError("A pandas frame is not read by rows: pass `datasets.Dataset.from_pandas(frame)`.")
+        raise ValueError(
+            "A pandas frame is not read by rows: pass `datasets.Dataset.from_pandas(frame)`, or of a frame with PIL images "
+            '`datasets.Dataset.from_list(frame.to_dict("records"))`.'
+        )
     if isinstance(dataset, list | tuple) and dataset:
         _check_row(dataset[0])
     if not is_table(dataset) or dataset.format["type"] == "custom":

@@ -3,7 +3,9 @@
 import io
 import itertools
 import pickle
+import re
 
+import datasets
 import numpy as np
 import pandas
 import pytest
@@ -15,8 +17,9 @@ from torch.utils.data import DataLoader
 from modeling_cyclip import CyCLIPDataCollator
 from modeling_cyclip.data import samples as samples_module
 from modeling_cyclip.data.augment import SecondView
-from modeling_cyclip.data.sampler import EpochSampler
+from modeling_cyclip.data.sampler import EpochSampler, make_train_sampler
 from modeling_cyclip.data.samples import CaptionedSamples, SampleCollator, check_columns
+from tests.conftest import COLOURS, coloured_image
 
 
 def rows(num_rows, broken=()):
@@ -265,6 +268,45 @@ READY = {"pixel_values": torch.zeros(3, 16, 16), "input_ids": torch.ones(4)}
 def test_data_of_other_forms_are_refused_in_one_line(dataset, message):
     with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*$"):
         check_columns(dataset)
+
+
+def png(colour):
+    content = io.BytesIO()
+    coloured_image(colour).save(content, "png")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["bytes", "paths", "images"])
+def test_what_a_refusal_of_frames_says_to_do_works(kind, tmp_path):
+    images = [coloured_image(colour) for colour in COLOURS]
+    if kind == "bytes":
+        images = [png(colour) for colour in COLOURS]
+    elif kind == "paths":
+        for colour in COLOURS:
+            coloured_image(colour).save(tmp_path / f"{colour}.png")
+        images = [str(tmp_path / f"{colour}.png") for colour in COLOURS]
+    frame = pandas.DataFrame({"image": images, "caption": [*COLOURS]})
+    with pytest.raises(ValueError, match="A pandas frame") as refusal:
+        check_columns(frame)
+    table, of_images = re.findall("`(.*?)`", str(refusal.value))
+    dataset = eval(of_images if kind == "images" else table, {"datasets": datasets, "frame": frame})
+    check_columns(dataset)
+    for rows in (dataset, frame.to_dict("records")):
+        sample = CaptionedSamples(rows, seed=0)[1]
+        assert (sample["image"].getpixel((0, 0)), sample["caption"]) == (
+            coloured_image([*COLOURS][1]).getpixel((0, 0)),
+            [*COLOURS][1],
+        )
+
+
+@pytest.mark.parametrize("captions", [["a", None], [["a"], []], [["a"], None], ["a", float("nan")], ["a", 5]])
+def test_a_row_without_a_caption_is_named(captions):
+    rows = [{"image": "a.png", "caption": caption} for caption in captions]
+    with pytest.raises(ValueError, match=r"^Row 1 has the caption [^\n]* Leave out rows without one\.$"):
+        CaptionedSamples(rows, seed=0)._sample(0, 1, None, captions[1])
+    if captions[1] in (None, []):
+        with pytest.raises(ValueError, match=r"^Row 1 has the caption (None|\[\])"):
+            make_train_sampler(Dataset.from_list(rows), 2, seed=0, no_duplicate_captions=True)
 
 
 def test_rows_of_other_forms_are_refused_as_they_are_read():
