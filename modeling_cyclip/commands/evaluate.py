@@ -6,7 +6,6 @@ cyclip evaluate --model_name_or_path OUT --dataset cifar10 --tasks all --output_
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -16,9 +15,9 @@ from ..evaluation.arguments import DataArguments, EvaluationArguments
 from ..evaluation.embeddings import embed_all
 from ..evaluation.evaluation_set import load_data
 from ..evaluation.plots import draw_pictures
-from ..evaluation.protocols import choose_protocols, measure
+from ..evaluation.protocols import choose_protocols, measure, with_checked_references
 from ..evaluation.report import MINUS, differences, results_json, write_report
-from ..evaluation.setting import left_out, measurement
+from ..evaluation.setting import limits, measurement
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,8 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         with state.main_process_first():
             data = load_data(data_args, args.baseline_points)
         protocols = choose_protocols(args.tasks, data, failed)
-        if not any("train" in protocol.needs for protocol in protocols.values()):
-            data = replace(data, train=None)
+        data = with_checked_references(data, protocols)
         checkpoints = [name for name in (args.model_name_or_path, args.compare_to) if name is not None]
         embedded = [embed_all(checkpoint, data, args, state) for checkpoint in checkpoints]
     except ValueError as error:
@@ -52,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     fingerprints = {name: one.fingerprint for name, one in zip(checkpoints, embedded, strict=True)}
     header = measurement(data_args, args, data, fingerprints, state.device, state.num_processes)
     header |= {"failed": failed, "seconds": round(time.perf_counter() - start, 1)}
-    tables = {heading: results_json(results, args.seed, left_out(data)) for heading, results in tables.items()}
+    tables = {heading: results_json(results, args.seed, limits(data)) for heading, results in tables.items()}
     print(f"\n{data.name}\n\n{write_report(output_dir, header, tables, pictures)}\n")
     if failed:
         sys.exit(

@@ -21,7 +21,7 @@ from ..evaluation.arguments import DataArguments, EvaluationArguments
 from ..evaluation.embeddings import EmbeddedSet, embed_all, images_fingerprint, save_whole
 from ..evaluation.evaluation_set import EvaluationSet, load_data
 from ..evaluation.intervals import Measure
-from ..evaluation.protocols import Figures, Protocol, choose_protocols
+from ..evaluation.protocols import Figures, Protocol, choose_protocols, with_checked_references
 from ..evaluation.protocols import measure as measure_embedded
 from ..evaluation.report import CENTRED
 from ..health import collapsed, nothing_learnt, signs_at_the_end
@@ -60,6 +60,7 @@ def load_evaluations(args: ComparisonArguments) -> list[Evaluation]:
             data_args, evaluation_args = parser.parse_dict({**arguments, "model_name_or_path": "", "output_dir": ""})
             data = load_data(data_args, evaluation_args.baseline_points)
             protocols = choose_protocols(evaluation_args.tasks, data)
+            data = with_checked_references(data, protocols)
         except (TypeError, ValueError) as error:
             raise ValueError(f"evaluation {name}: {error}") from error
         shifts = [short_name(shift) for shift in data.shifts]
@@ -253,7 +254,7 @@ def compare(
         "evaluations": {evaluation.name: evaluation.arguments for evaluation in evaluations},
         **{name: record[name] for name in ("training_pairs", "hardware", "environment", "commit")},
         "health": health,
-        "notes": _notes(runs[0]),
+        "notes": [note for notes in (_notes(runs[0]), *map(_shared, evaluations)) for note in notes],
         "cost": cost,
         "results": results,
     }
@@ -314,6 +315,12 @@ def _untrained(trainings: list[tuple[Run, Signs]]) -> str | None:
     reason = reason[0].lower() + reason[1:]
     which = f" with seed {', '.join(str(run.seed) for run, _ in failed)}" if len(failed) < len(trainings) else ""
     return f"{first.condition} did not train{which}: {reason}, {first.advice()}"
+
+
+def _shared(evaluation: Evaluation) -> list[str]:
+    found, looked_for = evaluation.data.shared or (0, 0)
+    told = f"{evaluation.name}: {found:,} of {looked_for:,} test images are among the reference images."
+    return [told] if found else []
 
 
 def _notes(run: Run) -> list[str]:

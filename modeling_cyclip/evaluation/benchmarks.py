@@ -4,12 +4,13 @@ import ast
 import csv
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import yaml
 from datasets import Dataset, Image, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..data.captions import open_table
@@ -64,6 +65,15 @@ class Benchmark:
         except (DatasetGenerationError, ValueError, OSError) as error:
             raise ValueError(f"{self.path} (split {split}) cannot be loaded: {error}") from error
 
+    def commit(self, dataset: Dataset) -> str | None:
+        """The commit on the Hub that the rows of a split were read from; `None` for local data."""
+        if self._is_on_hub():
+            return self._hub_commit
+        # `datasets` keeps what it reads from the Hub in a folder that is named after the commit.
+        files = dataset.cache_files
+        folder = Path(files[0]["filename"]).parent.name if files else ""
+        return folder if re.fullmatch("[0-9a-f]{40}", folder) else None
+
     @property
     def is_single(self) -> bool:
         """Whether it is one table or some shards, which have no splits."""
@@ -91,10 +101,18 @@ class Benchmark:
         if Path(self.path).is_dir():
             shards = Path(self.path, split, "*.tar")
             return str(shards) if any(shards.parent.glob(shards.name)) else None
-        return f"hf://datasets/{self.path}/{split}/*.tar" if self._is_on_hub() else None
+        return f"hf://datasets/{self.path}@{self._hub_commit}/{split}/*.tar" if self._is_on_hub() else None
 
     def _is_on_hub(self) -> bool:
         return not Path(self.path).exists() and "/wds_" in self.path
+
+    @cached_property
+    def _hub_commit(self) -> str:
+        """The commit that all files are read from, whatever is uploaded meanwhile."""
+        try:
+            return HfApi().dataset_info(self.path).sha
+        except Exception as error:  # huggingface_hub and its HTTP client share no base class
+            raise ValueError(f"{self.path} cannot be fetched from the Hub: {error}") from error
 
     def _file(self, name: str) -> Path | None:
         # The names of a table's classes lie beside it.
@@ -102,7 +120,7 @@ class Benchmark:
         path = (path.parent if self.is_single else path) / name
         if self._is_on_hub():
             try:
-                path = Path(hf_hub_download(self.path, name, repo_type="dataset"))
+                path = Path(hf_hub_download(self.path, name, repo_type="dataset", revision=self._hub_commit))
             except LocalEntryNotFoundError as error:
                 raise ValueError(f"{name} of {self.path} cannot be fetched from the Hub: {error}") from error
             except EntryNotFoundError:

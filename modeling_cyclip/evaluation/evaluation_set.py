@@ -55,6 +55,9 @@ class EvaluationSet:
     problems: dict[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()  # what a reader of the figures should know of the data
     num_broken: int = 0  # images that could not be opened and were left out
+    commit: str | None = None  # of a set on the Hub
+    # How many of the images are among the reference images, too, and how many of them were looked for.
+    shared: tuple[int, int] | None = None
 
 
 def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationSet:
@@ -169,6 +172,7 @@ def load_evaluation_set(
         pooled_classes=are_names,
         problems=problems,
         notes=notes,
+        commit=benchmark.commit(whole),
     )
 
 

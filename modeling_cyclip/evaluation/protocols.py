@@ -216,7 +216,7 @@ def choose_protocols(
 
     Raises:
         `ValueError`: no such protocol, or one that needs what the data do not have; faulty data, without `failed` or where
-        no protocol is left; a training split that has images of the test split.
+        no protocol is left.
     """
     if unknown := set(tasks) - PROTOCOLS.keys() - {"all"}:
         raise ValueError(f"There is no task {min(unknown)}; there are {', '.join(PROTOCOLS)}, and all.")
@@ -237,13 +237,16 @@ def choose_protocols(
             failed[task] = test.problems[need]
     if not chosen:
         raise ValueError("; ".join(f"{task}: {reason}" for task, reason in (failed or {}).items()))
-    if test.train is not None and any("train" in PROTOCOLS[task].needs for task in chosen):
-        _check_shared(test)
     return {task: PROTOCOLS[task] for task in chosen}
 
 
-def _check_shared(test: EvaluationSet) -> None:
-    """Refuses reference images that are the test images: each would be its own neighbour, and the probe would know it."""
+def with_checked_references(test: EvaluationSet, protocols: dict[str, Protocol]) -> EvaluationSet:
+    """
+    The set as the protocols need it: without reference images that none of them takes, else with the number of images that
+    it shares with these. Raises a `ValueError` for many: each would be its own neighbour, and the probe would know it.
+    """
+    if test.train is None or not any("train" in protocol.needs for protocol in protocols.values()):
+        return replace(test, train=None)
     shared, looked_for = shared_images(test.dataset, test.train.dataset)
     told = (
         f"{shared:,} of {looked_for:,} test images of {test.name} are among the reference images of {test.train.name}"
@@ -255,6 +258,7 @@ def _check_shared(test: EvaluationSet) -> None:
         )
     if shared:
         logger.warning(f"{told}.")
+    return replace(test, shared=(shared, looked_for))
 
 
 def measure(

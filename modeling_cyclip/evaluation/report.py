@@ -49,10 +49,10 @@ def command_line(arguments: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def results_json(results: Results, seed: int, left_out: Mapping[str, int] | None = None) -> dict:
+def results_json(results: Results, seed: int, limits: Mapping[str, dict]) -> dict:
     """
-    Figures as plain numbers, with interval and number of test items where they are means over items. `left_out` has, by
-    task, how many images could not be opened, which stands beside each of its figures.
+    Figures as plain numbers, with interval and number of test items where they are means over items. `limits` of a task, as
+    of [`~modeling_cyclip.evaluation.setting.limits`], stand beside each of its figures.
     """
 
     def plain(figure: Measure | float) -> dict:
@@ -61,12 +61,8 @@ def results_json(results: Results, seed: int, left_out: Mapping[str, int] | None
         low, high = figure.interval(seed=seed)
         return {"value": figure.value, "low": low, "high": high, "items": len(figure)}
 
-    def beside(task: str) -> dict:
-        number = (left_out or {}).get(task.removesuffix(CENTRED), 0)
-        return {"left_out": number} if number else {}
-
     return {
-        task: {name: plain(figure) | beside(task) for name, figure in figures.items()}
+        task: {name: plain(figure) | limits.get(task.removesuffix(CENTRED), {}) for name, figure in figures.items()}
         for task, figures in results.items()
     }
 
@@ -91,13 +87,19 @@ def markdown_table(results: dict, unit: str = "%") -> str:
     lines = ["| task | figure | value | 95 % interval | test items |", "|---|---|---:|---:|---:|"]
     for task, figures in results.items():
         for name, figure in figures.items():
-            broken = f" ({figure['left_out']:,} images left out)" if "left_out" in figure else ""
+            limits = in_words(figure.get("left_out", 0), figure.get("shared", 0.0))
             if "items" in figure:
                 value, low, high = (f"{100 * figure[key]:.2f}" for key in ("value", "low", "high"))
-                lines.append(f"| {task} | {name} | {value} {unit} | {low} to {high} | {figure['items']:,}{broken} |")
+                lines.append(f"| {task} | {name} | {value} {unit} | {low} to {high} | {figure['items']:,}{limits} |")
             else:
-                lines.append(f"| {task} | {name} | {figure['value']:.4f} | |{broken} |")
+                lines.append(f"| {task} | {name} | {figure['value']:.4f} | |{limits} |")
     return "\n".join(lines)
+
+
+def in_words(left_out: int, shared: float) -> str:
+    """What a reader should know of the test items of a figure, to stand behind their number."""
+    broken = f" ({left_out:,} images could not be opened)" if left_out else ""
+    return broken + (f" ({100 * shared:.2g} % are reference images, too)" if shared else "")
 
 
 def write_report(output_dir: Path, header: dict, tables: dict[str, dict], plots: list[Path]) -> str:

@@ -84,7 +84,9 @@ def measurement(
         "shifted data": [shift.name for shift in data.shifts],
         "setting": setting(data_args, args, data),
         "content": content(data),
+        "revisions": {name: one.commit for name, one in sets.items() if one.commit is not None},
         "broken images left out": {name: one.num_broken for name, one in sets.items() if one.num_broken},
+        "test images among the reference images": dict(zip(("found", "looked for"), data.shared or (), strict=False)),
         "notes": [*data.notes],
         "metric of the paper": data.benchmark.metric,
         "checkpoints": dict(fingerprints),
@@ -99,11 +101,17 @@ def measurement(
     }
 
 
-def left_out(data: EvaluationSet) -> dict[str, int]:
-    """By task, how many images could not be opened that its figures would have been about."""
-    tasks = {*BY_CLASSES, "retrieval", "winoground"}
-    numbers = dict.fromkeys(tasks, data.num_broken)
+def limits(data: EvaluationSet) -> dict[str, dict[str, float]]:
+    """
+    By task, what its figures leave out or should not have seen: `left_out`, the number of images that could not be opened,
+    and `shared`, the share of the test images that are among the reference images.
+    """
+    left_out = dict.fromkeys((*BY_CLASSES, "retrieval", "winoground"), data.num_broken)
+    left_out["shift"] += sum(shift.num_broken for shift in data.shifts)
     for task in BY_REFERENCES:
-        numbers[task] += 0 if data.train is None else data.train.num_broken
-    numbers["shift"] += sum(shift.num_broken for shift in data.shifts)
-    return numbers
+        left_out[task] += 0 if data.train is None else data.train.num_broken
+    found = {task: {"left_out": number} for task, number in left_out.items() if number}
+    if data.shared is not None and data.shared[0]:
+        for task in BY_REFERENCES:
+            found.setdefault(task, {})["shared"] = data.shared[0] / data.shared[1]
+    return found

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import is_matplotlib_available
 
 from ..comparison.report import answer_table
-from ..evaluation.report import CENTRED
+from ..evaluation.report import CENTRED, in_words
 from ..package_files import package_file
 from ..run_record import RUN_RECORD
 from .outgoing import without_folders
@@ -276,8 +276,8 @@ def _rows(figures: list[Figure]) -> list[str]:
         else:
             guessed = chance(figure)
             cells += [f"{100 * figure.value:.2f} %", "" if guessed is None else f"{100 * guessed:.2f} %"]
-            broken = f" ({figure.left_out:,} images could not be opened)" if figure.left_out else ""
-            cells += [f"{100 * figure.low:.2f} to {100 * figure.high:.2f}", f"{figure.items:,}{broken}"]
+            items = f"{figure.items:,}{in_words(figure.left_out, figure.shared)}"
+            cells += [f"{100 * figure.low:.2f} to {100 * figure.high:.2f}", items]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 

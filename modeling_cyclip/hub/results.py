@@ -44,9 +44,10 @@ class Figure:
     high: float | None = None
     items: int | None = None
     left_out: int = 0  # images that could not be opened
+    shared: float = 0.0  # share of the test images that are reference images, too
     # What was measured and how, as far as it differs from the defaults and shapes this figure.
     setting: str | None = None
-    content: str | None = None  # a digest of the images
+    revision: str | None = None  # the commit of a set on the Hub, or a digest of the images of a local one
     dataset: str | None = None  # the plain name of the set
     classes: int | None = None
 
@@ -118,6 +119,10 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
     header["data"] = (dataset_id or dataset_name) + (f" [{split}]" if split else "")
     main = header.get("metric of the paper") or "top1"
     settings = {task: _setting(header.get("setting", {}), task) for task in table}
+    if dataset_id is None:
+        revision = header.get("content", {}).get("images", {}).get("digest")
+    else:
+        revision = header.get("revisions", {}).get("test")
     figures = [
         Figure(
             dataset_name=dataset_name + (f" ({settings[task]})" if settings[task] else ""),
@@ -127,7 +132,7 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
             name=name,
             is_main=name == main and task in MAIN_TASKS,
             setting=settings[task],
-            content=header.get("content", {}).get("images", {}).get("digest"),
+            revision=revision,
             dataset=dataset_name,
             classes=header.get("content", {}).get("class names", {}).get("number"),
             **figure,
@@ -161,7 +166,7 @@ def _without_folders(header: dict, heading: str) -> dict:
     if "reference data" in header:
         header["reference data"] = header["reference data"] and _without_folder(header["reference data"])
         header["shifted data"] = [_without_folder(name) for name in header["shifted data"]]
-    for part in ("content", "broken images left out"):
+    for part in ("content", "revisions", "broken images left out"):
         if part in header:
             header[part] = {_without_folder(name): value for name, value in header[part].items()}
     if "arguments" in header:
@@ -190,8 +195,7 @@ def _without_folder(name: str) -> str:
 def eval_results(figures: Iterable[Figure]) -> list[EvalResult]:
     """
     Every figure, with the value of its file, for `model-index` in the metadata of a card. What tells two measurements of
-    one set apart stands in the configuration of the data, since the Hub groups figures by it, and which data a local set
-    holds in their revision.
+    one set apart stands in the configuration of the data, since the Hub groups figures by it, and in their revision.
     """
     return [
         EvalResult(
@@ -200,7 +204,7 @@ def eval_results(figures: Iterable[Figure]) -> list[EvalResult]:
             dataset_name=figure.dataset_name,
             dataset_config=figure.setting,
             dataset_split=figure.split,
-            dataset_revision=None if figure.dataset_id is not None else figure.content,
+            dataset_revision=figure.revision,
             metric_type="accuracy" if figure.name == "top1" else figure.name,
             metric_name=f"{figure.task}: {figure.name}",
             metric_value=figure.value,

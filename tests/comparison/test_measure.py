@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -148,7 +149,7 @@ COLLAPSED = {**HEALTHY, "contrastive_loss": math.log(128), "loss": math.log(128)
 def compared(tmp_path):
     """Compares trainings that leave these logs behind, of which all have the same scores: by arm and seed."""
 
-    def results(logs: dict[str, list[list[dict]]], **training) -> dict:
+    def results(logs: dict[str, list[list[dict]]], evaluations=(), **training) -> dict:
         runs, measured = [], {}
         for arm, by_seed in logs.items():
             for seed, log in enumerate(by_seed):
@@ -171,7 +172,7 @@ def compared(tmp_path):
                 measured[run] = {"test": {"zero_shot": {"top1": score}}}
         arms = {arm: {} for arm in logs}
         args = ComparisonArguments(recipe="r", output_dir="o", arms=arms, evaluations={"test": {}})
-        return compare(args, runs, [], measured, "cyclip compare")
+        return compare(args, runs, evaluations, measured, "cyclip compare")
 
     return results
 
@@ -197,6 +198,13 @@ def test_nothing_is_concluded_from_a_baseline_that_did_not_train(compared):
     results = compared({"CLIP": [[COLLAPSED], [HEALTHY]], "CyCLIP": [[HEALTHY], [HEALTHY]]})
     assert verdict(results, "CyCLIP").startswith("CLIP did not train with seed 0: the contrastive loss")
     assert "check `learning_rate`" in verdict(results, "CyCLIP")
+
+
+def test_test_images_among_the_reference_images_are_noted(compared):
+    sets = {name: SimpleNamespace(shared=shared, shifts=()) for name, shared in (("a", (3, 1000)), ("b", (0, 1000)))}
+    evaluations = [SimpleNamespace(name=name, data=data, arguments={}) for name, data in sets.items()]
+    results = compared({"CLIP": [[HEALTHY]]}, evaluations)
+    assert results["notes"] == ["a: 3 of 1,000 test images are among the reference images."]
 
 
 def test_advice_is_not_what_was_done(compared):

@@ -1,12 +1,16 @@
 import io
 import tarfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Image, Value
+from datasets.packaged_modules.parquet.parquet import Parquet
+from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from modeling_cyclip.data.images import load_image
+from modeling_cyclip.evaluation import benchmarks
 from modeling_cyclip.evaluation.arguments import DataArguments
 from modeling_cyclip.evaluation.benchmarks import REGISTRY, Benchmark, open_benchmark, read_class_names, read_templates
 from modeling_cyclip.evaluation.content import image_digests, shared_images
@@ -450,9 +454,43 @@ def test_a_hub_that_cannot_be_reached_gives_no_other_templates(monkeypatch):
     def fail(*args, **kwargs):
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr("modeling_cyclip.evaluation.benchmarks.hf_hub_download", fail)
+    for attempt in (Benchmark("clip-benchmark/wds_none").templates, Benchmark("clip-benchmark/wds_none").load):
+        with pytest.raises(ValueError, match=r"cannot be fetched from the Hub: .*offline mode"):
+            attempt("test")
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="0b" * 20))
+    monkeypatch.setattr(benchmarks, "hf_hub_download", fail)
     with pytest.raises(ValueError, match="cannot be fetched from the Hub: no connection"):
         Benchmark("clip-benchmark/wds_none").templates("test")
+
+
+def test_commit_of_a_set_on_the_hub(tmp_path):
+    labelled(tmp_path, ClassLabel(names=["a"]), [0])
+    files = {"test": str(tmp_path / "test-00000-of-00001.parquet")}
+    # What load_dataset makes of a Hub id, and of a folder.
+    for told, expected in (("0a" * 20, "0a" * 20), ("0a" * 32, None)):
+        builder = Parquet(cache_dir=str(tmp_path / "cache"), dataset_name="name", hash=told, data_files=files)
+        builder.download_and_prepare()
+        dataset = builder.as_dataset("test")
+        assert Benchmark("user/name").commit(dataset.select([0]).select_columns("label")) == expected
+    assert Benchmark("user/name").commit(Dataset.from_dict({"a": [1]})) is None
+
+
+def test_shards_of_the_hub_are_read_at_one_commit(monkeypatch, tmp_path):
+    asked, info = [], SimpleNamespace(sha="0b" * 20)
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: asked.append(name) or info)
+    benchmark, opened = Benchmark("user/wds_name"), {}
+    monkeypatch.setattr(
+        benchmarks, "load_dataset", lambda kind, data_files, split: opened.update(data_files) or Dataset.from_dict({})
+    )
+    dataset, _ = benchmark.load("train")
+    benchmark.load("test")
+    assert opened == {split: f"hf://datasets/user/wds_name@{'0b' * 20}/{split}/*.tar" for split in ("train", "test")}
+    assert benchmark.commit(dataset) == "0b" * 20 and asked == ["user/wds_name"]
+    at_commit = {"repo_type": "dataset", "revision": "0b" * 20}
+    path = tmp_path / "zeroshot_classification_templates.txt"
+    path.write_text("{}")
+    monkeypatch.setattr(benchmarks, "hf_hub_download", lambda *names, **options: path if options == at_commit else "")
+    assert benchmark.templates("test") == ["{}"]
 
 
 def test_class_label_of_one_column_is_found(tmp_path):

@@ -10,10 +10,12 @@ import torch
 from datasets import ClassLabel, Dataset, Image, concatenate_datasets, load_dataset
 
 from modeling_cyclip.commands.evaluate import main
+from modeling_cyclip.evaluation.benchmarks import Benchmark
 from modeling_cyclip.evaluation.embeddings import class_embeddings, image_embeddings
 from modeling_cyclip.evaluation.protocols import PROTOCOLS, Protocol
 from modeling_cyclip.evaluation.report import markdown_table
 from modeling_cyclip.evaluation.zero_shot import zero_shot
+from modeling_cyclip.hub.card import make_card
 from modeling_cyclip.hub.results import eval_results, read_results
 from tests.conftest import coloured_image
 
@@ -162,10 +164,32 @@ def test_reference_images_that_are_test_images_are_refused(run, data_folder, tmp
     assert run("--label_column", "label", "--train_split", split, dataset=copy)["failed"] == {}
 
 
-def test_a_few_shared_images_are_only_said(monkeypatch, run, caplog):
+def test_a_few_shared_images_are_told_beside_the_figures(monkeypatch, run, checkpoint, tmp_path, caplog):
+    arguments = ["--label_column", "label", "--train_split", "train", "--tasks", "consistency", "zero_shot"]
+    overlap = "test images among the reference images"
+    results = run(*arguments)
+    assert results[overlap] == {"found": 0, "looked for": 28}
+    assert "shared" not in results["results"][checkpoint]["consistency"]["k=1"]
     monkeypatch.setattr("modeling_cyclip.evaluation.protocols.shared_images", lambda test, train: (4, 10_000))
-    run("--label_column", "label", "--train_split", "train", "--tasks", "consistency")
-    assert "4 of 10,000 test images" in caplog.text
+    results = run(*arguments, "--center")
+    assert results[overlap] == {"found": 4, "looked for": 10_000} and "4 of 10,000 test images" in caplog.text
+    figures = results["results"][checkpoint]
+    assert figures["consistency, centred"]["k=1"]["shared"] == figures["consistency"]["k=1"]["shared"] == 0.0004
+    assert "shared" not in figures["zero_shot"]["top1"]
+    assert "| 28 (0.04 % are reference images, too) |" in (tmp_path / "out" / "results.md").read_text()
+    card = make_card(checkpoint, "tester/vit", read_results(tmp_path / "out" / "results.json", [checkpoint]).figures)
+    assert "| 28 (0.04 % are reference images, too) |" in card.text
+    # What needs no reference images is not compared with them.
+    assert run(*arguments[:-2], "zero_shot")[overlap] == {}
+
+
+def test_commits_of_sets_on_the_hub_are_recorded(run, checkpoint, tmp_path, monkeypatch):
+    assert run(*EVERYTHING)["revisions"] == {}
+    monkeypatch.setattr(Benchmark, "commit", lambda self, dataset: f"{len(dataset):040}")
+    revisions = run(*EVERYTHING, "--tasks", "consistency", "shift")["revisions"]
+    assert [int(commit) for commit in revisions.values()] == [28, 40, 9]
+    published = json.loads(*read_results(tmp_path / "out" / "results.json", [checkpoint]).files("tester/vit").values())
+    assert list(published["revisions"]) == ["test", "reference", "colours0 [faded]"]
 
 
 def test_cross_validation_takes_reference_images_from_other_folds(run, checkpoint, data_folder):
@@ -243,7 +267,7 @@ def test_broken_images_are_left_out_and_counted_beside_each_figure(run, checkpoi
     assert figures["zero_shot"]["top1"].items() >= {"items": 11, "left_out": 1}.items()
     assert figures["consistency, centred"]["k=1"].items() >= {"items": 11, "left_out": 3}.items()
     assert results["broken images left out"] == {"test": 1, "reference": 2}
-    assert "| 11 (1 images left out) |" in (tmp_path / "out" / "results.md").read_text()
+    assert "| 11 (1 images could not be opened) |" in (tmp_path / "out" / "results.md").read_text()
     (figure,) = [
         figure
         for figure in read_results(tmp_path / "out" / "results.json", [checkpoint]).figures
