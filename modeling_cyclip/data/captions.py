@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, Features, LargeList, List, Value, conc
 from datasets.exceptions import DatasetGenerationError
 from transformers.hf_argparser import HfArg
 
-from .columns import MISSING_LABELS, TEXT, describe, find_columns, only_images
+from .columns import MISSING_LABELS, TEXT, describe, find_columns, only_images, prompt_template
 from .folders import open_folder
 from .images import BrokenImageError, load_image
 from .shards import load_shards
@@ -326,10 +326,12 @@ def read_captions(dataset: Dataset, column: str, templates: list[str] | None) ->
                 f"Column '{column}' holds class labels: say how to put them into words, for example "
                 "--caption_templates 'a photo of a {}.'"
             )
-        if wrong := [template for template in templates if "{}" not in template]:
-            raise ValueError(f"Caption templates need a {{}} for the class name: {wrong[0]!r} has none.")
+        try:
+            templates = [prompt_template(text) for text in templates]
+        except ValueError as error:
+            raise ValueError(f"--caption_templates: {error}") from error
         names = [name.replace("_", " ") for name in feature.names]
-        captions = [[template.format(name) for template in templates] for name in names]
+        captions = [[template.replace("{}", name) for template in templates] for name in names]
         return _with_lists(dataset, lambda label: [] if label in MISSING_LABELS else captions[label])
     if templates:
         raise ValueError(f"--caption_templates goes with a class label column; '{column}' holds {describe(feature)}.")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +25,8 @@ CAPTION_NAMES = (
     "caption", "captions", "text", "texts", "txt", "title", "titles", "sentence", "sentences", "description",
     "descriptions", "alt_text", "alt",
 )  # fmt: skip
+# What stands for the class name in templates: here, in the files of CLIP-benchmark and in those of others.
+PLACEHOLDER = re.compile(r"\{(?:c|name|class|label|classname|class_name)?\}|%s")
 URL_NAMES = ("url", "image_url", "img_url", "image_urls", "urls", "coco_url", "flickr_url")
 
 
@@ -171,3 +174,15 @@ def _resolved(table: pa.Table, column: str, folder: str, is_windows: bool) -> pa
     # An empty cell is no path, and least of all the folder itself.
     is_given = pc.greater(pc.binary_length(table[column]), 0)
     return pa.table({column: pc.if_else(is_given, paths, pa.scalar(None, pa.string()))})
+
+
+def prompt_template(text: str) -> str:
+    """A template with `{}` in each place of the class name. Raises a `ValueError` where it has none, or other fields."""
+    text, count = PLACEHOLDER.subn("{}", text)
+    if count == 0:
+        raise ValueError(f"A prompt template needs {{}} where the class name goes: {text!r} has none.")
+    if other := re.search(r"\{[^{}]+\}", text):
+        raise ValueError(
+            f"A prompt template has {{}} where the class name goes, and no other field: {text!r} has {other[0]}."
+        )
+    return text

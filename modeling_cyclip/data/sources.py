@@ -9,6 +9,8 @@ import numpy as np
 import yaml
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
+from .columns import prompt_template
+
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,11 @@ def read_sources(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         if unknown := [key for key in row if key not in KEYS]:
             raise ValueError(f"{path}, row {number} has '{unknown[0]}', which is none of {', '.join(KEYS)}.")
+        try:
+            for text in row.get("caption_templates") or ():
+                prompt_template(text)
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from error
         sources = row["source"] if isinstance(row["source"], list) else [row["source"]]
         # Shards are named by patterns, which match no file of that name.
         beside = [

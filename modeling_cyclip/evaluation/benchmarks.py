@@ -14,13 +14,11 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..data.captions import open_table
+from ..data.columns import prompt_template
 from ..package_files import package_file
 
 
 REGISTRY = package_file("evaluation/benchmarks.yaml")
-
-# What stands for the class name in templates: here, in the files of CLIP-benchmark and in those of others.
-PLACEHOLDER = re.compile(r"\{(?:c|name|class|label|classname|class_name)?\}|%s")
 
 # One split goes by these names. `datasets` finds the folder `val` and calls it `validation`.
 VALIDATION = ("validation", "val", "valid")
@@ -156,24 +154,12 @@ def read_templates(path: Path) -> list[str]:
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                templates.append(template(_unquoted(line.strip())))
+                templates.append(prompt_template(_unquoted(line.strip())))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     if not templates:
         raise ValueError(f"{path} holds no templates: write one a line, with {{}} where the class name goes.")
     return templates
-
-
-def template(text: str) -> str:
-    """A prompt template with `{}` in each place of the class name. Raises a `ValueError` where it has none, or others."""
-    text, count = PLACEHOLDER.subn("{}", text)
-    if count == 0:
-        raise ValueError(f"A prompt template needs {{}} where the class name goes: {text!r} has none.")
-    if other := re.search(r"\{[^{}]+\}", text):
-        raise ValueError(
-            f"A prompt template has {{}} where the class name goes, and no other field: {text!r} has {other[0]}."
-        )
-    return text
 
 
 def _unquoted(line: str) -> str:

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, CLIPModel, ProcessorMixin
 
+from ..data.columns import prompt_template
 from ..data.data_collator import check_image_processor
 from ..data.images import BrokenImageError, load_image
 from ..data.tokenizer import check_tokenizer, context_length, tokenize
 from ..modeling_cyclip import CyCLIPModel, give_usual_permissions
 from .arguments import EvaluationArguments
-from .benchmarks import template
 from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet, without_images
 
 
@@ -444,7 +444,7 @@ def class_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[
         raise ValueError("There are no prompt templates.")
     if empty := [index for index, name in enumerate(class_names) if not name.strip()]:
         raise ValueError(f"Class {empty[0]} has an empty name.")
-    templates = [template(text) for text in templates]
+    templates = [prompt_template(text) for text in templates]
     return [text.replace("{}", name) for name in class_names for text in templates]
 
 

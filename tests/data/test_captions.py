@@ -101,8 +101,12 @@ def test_class_labels_are_put_into_words_and_missing_ones_counted(labelled, capl
 def test_class_labels_without_templates_are_refused(labelled):
     with pytest.raises(ValueError, match="--caption_templates"):
         load(**labelled)
-    with pytest.raises(ValueError, match=r"need a \{\}"):
-        load(**labelled, caption_templates=["a photo"])
+    for template, message in (
+        ("a photo", "'a photo' has none"),
+        ("a {} in {place}", r"'a \{\} in \{place\}' has \{place\}"),
+    ):
+        with pytest.raises(ValueError, match=rf"^--caption_templates: A prompt template .*{message}\.$"):
+            load(**labelled, caption_templates=[template])
 
 
 def test_empty_captions_are_left_out_and_counted(folder, caplog):
