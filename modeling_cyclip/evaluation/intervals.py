@@ -22,10 +22,13 @@ class Measure:
         classes (`torch.Tensor` of shape `(num_items,)`, *optional*):
             Class of each item. With it, the figure is the mean of the class means, over the classes that have items;
             without it, the mean over items.
+        chance (`float`, *optional*):
+            What guessing would reach, where that is known.
     """
 
     scores: Tensor
     classes: Tensor | None = None
+    chance: float | None = None
 
     def __post_init__(self):
         if len(self.scores) == 0:

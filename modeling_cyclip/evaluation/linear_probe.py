@@ -90,7 +90,7 @@ def linear_probe(
             cosine.step()
     with torch.no_grad():
         predictions = F.linear(test_features, weight, bias).argmax(dim=1)
-    return _accuracies(predictions, test_labels)
+    return _accuracies(predictions, test_labels, num_classes)
 
 
 def logistic_regression(
@@ -139,7 +139,7 @@ def logistic_regression(
             best_score, best, best_weights = score, c, weights
     weights = _fit(inputs, labels, variances, best, best_weights)
     test = _with_constant(((test_features - mean) / scale) @ rotation)
-    return {**_accuracies(classes[_predict(test, weights)], test_labels), "C": best}
+    return {**_accuracies(classes[_predict(test, weights)], test_labels, len(classes)), "C": best}
 
 
 def _with_constant(features: Tensor) -> Tensor:
@@ -204,6 +204,6 @@ def _fit(inputs: Tensor, labels: Tensor, variances: Tensor, c: float, start: Ten
     return torch.from_numpy(found.x).to(inputs.device).view_as(start) / scales
 
 
-def _accuracies(predictions: Tensor, labels: Tensor) -> dict[str, Measure]:
-    right = (predictions == labels).float()
-    return {"accuracy": Measure(right), "mean_per_class": Measure(right, labels)}
+def _accuracies(predictions: Tensor, labels: Tensor, num_classes: int) -> dict[str, Measure]:
+    right, chance = (predictions == labels).float(), 1 / num_classes
+    return {"accuracy": Measure(right, chance=chance), "mean_per_class": Measure(right, labels, chance)}

@@ -96,7 +96,7 @@ def _over_folds(test: EmbeddedSet, run: Callable[[EmbeddedSet], Figures]) -> Fig
             return statistics.median(parts)
         scores = torch.cat([part.scores.cpu() for part in parts])[order]
         # The classes of the items are their labels wherever a mean over classes is taken.
-        return Measure(scores, None if parts[0].classes is None else test.labels.cpu())
+        return Measure(scores, None if parts[0].classes is None else test.labels.cpu(), parts[0].chance)
 
     names = [name for name in found[0] if all(name in figures for figures in found)]
     return {name: joined([figures[name] for figures in found]) for name in names}

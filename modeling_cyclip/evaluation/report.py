@@ -59,7 +59,8 @@ def results_json(results: Results, seed: int, limits: Mapping[str, dict]) -> dic
         if not isinstance(figure, Measure):
             return {"value": figure}
         low, high = figure.interval(seed=seed)
-        return {"value": figure.value, "low": low, "high": high, "items": len(figure)}
+        found = {"value": figure.value, "low": low, "high": high, "items": len(figure)}
+        return found if figure.chance is None else {**found, "chance": figure.chance}
 
     return {
         task: {name: plain(figure) | limits.get(task.removesuffix(CENTRED), {}) for name, figure in figures.items()}
@@ -84,15 +85,18 @@ def differences(results: Results, others: Results) -> Results:
 
 def markdown_table(results: dict, unit: str = "%") -> str:
     """One row for each figure. Means over test items are shares, shown in hundredths; other figures are shown as is."""
-    lines = ["| task | figure | value | 95 % interval | test items |", "|---|---|---:|---:|---:|"]
+    lines = ["| task | figure | value | chance | 95 % interval | test items |", "|---|---|---:|---:|---:|---:|"]
     for task, figures in results.items():
         for name, figure in figures.items():
             limits = in_words(figure.get("left_out", 0), figure.get("shared", 0.0))
             if "items" in figure:
+                chance = f" {100 * figure['chance']:.2f} %" if "chance" in figure else ""
                 value, low, high = (f"{100 * figure[key]:.2f}" for key in ("value", "low", "high"))
-                lines.append(f"| {task} | {name} | {value} {unit} | {low} to {high} | {figure['items']:,}{limits} |")
+                lines.append(
+                    f"| {task} | {name} | {value} {unit} |{chance} | {low} to {high} | {figure['items']:,}{limits} |"
+                )
             else:
-                lines.append(f"| {task} | {name} | {figure['value']:.4f} | |{limits} |")
+                lines.append(f"| {task} | {name} | {figure['value']:.4f} | | |{limits} |")
     return "\n".join(lines)
 
 

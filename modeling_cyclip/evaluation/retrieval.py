@@ -3,6 +3,8 @@ Retrieval between images and captions (the test protocol of Karpathy and Fei-Fei
 of the same words (Winoground; Thrush et al., 2022, section 3), and inside one modality.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -58,10 +60,18 @@ def retrieval(
     image_ranks = torch.empty_like(caption_images)
     for rows, similarities in similarity_chunks(caption_embeds, image_embeds):
         image_ranks[rows] = rank_of(similarities, caption_images[rows])
-    return {
-        **{f"image_to_text_recall@{k}": Measure((text_ranks < k).float()) for k in ks},
-        **{f"text_to_image_recall@{k}": Measure((image_ranks < k).float()) for k in ks},
-    }
+    num_images, num_captions = len(image_embeds), len(caption_embeds)
+    sizes = Counter(per_image.tolist())
+    measures = {}
+    for k in ks:
+        # Of the ways to take k captions, those without one of the image's own miss.
+        missed = sum(number * math.comb(num_captions - own, k) for own, number in sizes.items())
+        ways = num_images * math.comb(num_captions, k)
+        chance = 1 - missed / ways if ways else 1.0
+        measures[f"image_to_text_recall@{k}"] = Measure((text_ranks < k).float(), chance=chance)
+    for k in ks:
+        measures[f"text_to_image_recall@{k}"] = Measure((image_ranks < k).float(), chance=min(1.0, k / num_images))
+    return measures
 
 
 def winoground(image_embeds: Tensor, caption_embeds: Tensor) -> dict[str, Measure]:
@@ -94,9 +104,9 @@ def winoground(image_embeds: Tensor, caption_embeds: Tensor) -> dict[str, Measur
     text = (first > image_0_caption_1) & (second > image_1_caption_0)
     image = (first > image_1_caption_0) & (second > image_0_caption_1)
     return {
-        "text_score": Measure(text.float()),
-        "image_score": Measure(image.float()),
-        "group_score": Measure((text & image).float()),
+        "text_score": Measure(text.float(), chance=1 / 4),
+        "image_score": Measure(image.float(), chance=1 / 4),
+        "group_score": Measure((text & image).float(), chance=1 / 6),
     }
 
 

@@ -47,8 +47,9 @@ def zero_shot(
     ranks = torch.empty_like(labels)
     for rows, similarities in similarity_chunks(image_embeds, class_embeds):
         ranks[rows] = rank_of(similarities, labels[rows])
-    measures = {f"top{k}": Measure((ranks < k).float()) for k in topk if k <= len(class_embeds)}
-    return {**measures, "mean_per_class": Measure((ranks < 1).float(), labels)}
+    num_classes = len(class_embeds)
+    measures = {f"top{k}": Measure((ranks < k).float(), chance=k / num_classes) for k in topk if k <= num_classes}
+    return {**measures, "mean_per_class": Measure((ranks < 1).float(), labels, chance=1 / num_classes)}
 
 
 def predict(image_embeds: Tensor, class_embeds: Tensor) -> Tensor:
@@ -113,8 +114,33 @@ def fine_coarse(
         fine_ranks[rows] = rank_of(similarities.masked_fill(~siblings, float("-inf")), labels[rows])
         best = torch.stack([similarities[:, superclasses == group].amax(dim=1) for group in range(len(sizes))], dim=1)
         coarse_ranks[rows] = rank_of(best, own)
-    fine = {f"fine_top{k}": Measure((fine_ranks < k).float()) for k in topk}
-    return {**fine, **{f"coarse_top{k}": Measure((coarse_ranks < k).float()) for k in topk}}
+    own_sizes = sizes[superclasses[labels]]
+    fine = {
+        f"fine_top{k}": Measure((fine_ranks < k).float(), chance=(k / own_sizes).clamp(max=1).mean().item())
+        for k in topk
+    }
+    counts, images = Counter(sizes.tolist()), Counter(own_sizes.tolist())
+    coarse = {}
+    for k in topk:
+        drawn = sum(
+            number * _chance_of_superclass(size, counts - Counter([size]), k) for size, number in images.items()
+        )
+        coarse[f"coarse_top{k}"] = Measure((coarse_ranks < k).float(), chance=drawn / len(labels))
+    return fine | coarse
+
+
+def _chance_of_superclass(size: int, others: Counter[int], guesses: int) -> float:
+    """
+    How probably a superclass of `size` classes comes among the first `guesses` ones if classes come in random order.
+    `others` counts the other superclasses by their sizes.
+    """
+    num_classes = size + sum(other * number for other, number in others.items())
+    chance = size / num_classes
+    if guesses > 1:
+        for other, number in others.items():
+            first = other * number / num_classes
+            chance += first * _chance_of_superclass(size, others - Counter([other]), guesses - 1)
+    return chance
 
 
 @dataclass(frozen=True)
@@ -165,7 +191,7 @@ def matched_accuracy(
     if not rows.any():
         raise ValueError("The unshifted set has no image of the classes that the shifted set has images of.")
     predictions = candidates[predict(image_embeds[rows], class_embeds[candidates])]
-    return Measure((predictions == labels[rows]).float())
+    return Measure((predictions == labels[rows]).float(), chance=1 / len(candidates))
 
 
 def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import is_matplotlib_available
 
 from ..comparison.report import answer_table
-from ..evaluation.report import CENTRED, in_words
+from ..evaluation.report import in_words
 from ..package_files import package_file
 from ..run_record import RUN_RECORD
 from .outgoing import without_folders
@@ -251,18 +251,7 @@ def _is_headline(figure: Figure) -> bool:
 
 def _is_certain(figure: Figure) -> bool:
     """Whether any model would have this figure: the right class is among the first ten of ten."""
-    guesses = re.search(r"\btop(\d+)$", figure.name)
-    return guesses is not None and figure.classes is not None and int(guesses[1]) >= figure.classes
-
-
-def chance(figure: Figure) -> float | None:
-    """The accuracy that guessing would have, where the results say how many classes there are."""
-    task = figure.task.removesuffix(CENTRED)
-    if figure.classes is None or task not in ("zero_shot", "linear_probe"):
-        return None
-    if guesses := re.fullmatch(r"top(\d+)", figure.name):
-        return int(guesses[1]) / figure.classes
-    return 1 / figure.classes if figure.name.endswith(("accuracy", "mean_per_class")) else None
+    return figure.chance == 1
 
 
 def _rows(figures: list[Figure]) -> list[str]:
@@ -274,8 +263,7 @@ def _rows(figures: list[Figure]) -> list[str]:
         if figure.items is None:
             cells += [f"{figure.value:.4g}", "", "", ""]
         else:
-            guessed = chance(figure)
-            cells += [f"{100 * figure.value:.2f} %", "" if guessed is None else f"{100 * guessed:.2f} %"]
+            cells += [f"{100 * figure.value:.2f} %", "" if figure.chance is None else f"{100 * figure.chance:.2f} %"]
             items = f"{figure.items:,}{in_words(figure.left_out, figure.shared)}"
             cells += [f"{100 * figure.low:.2f} to {100 * figure.high:.2f}", items]
         rows.append(f"| {' | '.join(cells)} |")

@@ -39,6 +39,7 @@ class Figure:
     name: str
     is_main: bool  # whether the paper reports this figure on such a set
     value: float
+    chance: float | None = None  # what guessing would reach, where that is known
     # A mean over test items has their number and a 95 % interval, and is a share. Other figures have neither.
     low: float | None = None
     high: float | None = None
@@ -49,7 +50,6 @@ class Figure:
     setting: str | None = None
     revision: str | None = None  # the commit of a set on the Hub, or a digest of the images of a local one
     dataset: str | None = None  # the plain name of the set
-    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,6 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
             setting=settings[task],
             revision=revision,
             dataset=dataset_name,
-            classes=header.get("content", {}).get("class names", {}).get("number"),
             **figure,
         )
         for task, figures in table.items()

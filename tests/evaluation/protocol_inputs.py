@@ -1,5 +1,8 @@
 """Embeddings and labels to try protocols on, and what slow references share."""
 
+import statistics
+from itertools import permutations
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,16 @@ def random_labels(rows, num_classes, seed=0):
 
 def values(measures):
     return {name: measure.value for name, measure in measures.items()}
+
+
+def chances(measures):
+    return {name: measure.chance for name, measure in measures.items()}
+
+
+def over_all_orders(num_candidates, measured):
+    """Mean figures over all orders that similarities to the candidates may have: what guessing reaches."""
+    found = [values(measured(torch.tensor(order))) for order in permutations(map(float, range(num_candidates)))]
+    return {name: statistics.fmean(figures[name] for figures in found) for name in found[0]}
 
 
 def slow_order(similarities):

@@ -18,7 +18,16 @@ from modeling_cyclip.evaluation.zero_shot import (
     predict,
     zero_shot,
 )
-from tests.evaluation.protocol_inputs import both_kinds, random_embeds, random_labels, slow_order, tied_embeds, values
+from tests.evaluation.protocol_inputs import (
+    both_kinds,
+    chances,
+    over_all_orders,
+    random_embeds,
+    random_labels,
+    slow_order,
+    tied_embeds,
+    values,
+)
 
 
 pytestmark = pytest.mark.usefixtures("chunks")
@@ -104,6 +113,21 @@ def test_fine_and_coarse_equal_loops(embeds):
             coarse.append(superclasses[label].item() in slow_order(best)[:k])
         assert measures[f"fine_top{k}"] == pytest.approx(np.mean(fine))
         assert measures[f"coarse_top{k}"] == pytest.approx(np.mean(coarse))
+
+
+def test_chance_of_classes_is_the_mean_over_all_orders():
+    labels, superclasses = torch.tensor([0, 1, 1, 4, 5]), torch.tensor([0, 1, 1, 2, 2, 2])
+
+    def measured(similarities, protocol, *arguments):
+        return protocol(similarities.expand(len(labels), -1), torch.eye(6), labels, *arguments)
+
+    for protocol, *arguments in ((zero_shot,), (fine_coarse, superclasses)):
+        told = measured(torch.arange(6.0), protocol, *arguments)
+        guessed = over_all_orders(6, lambda order: measured(order, protocol, *arguments))  # noqa: B023
+        assert chances(told) == pytest.approx(guessed)
+    assert told["coarse_top1"].chance == pytest.approx((1 + 2 + 2 + 3 + 3) / 6 / 5) and told["coarse_top3"].chance == 1
+    names = list("abcdef")
+    assert matched_accuracy(torch.eye(6)[labels], torch.eye(6), labels, names, names[:4], labels[:3]).chance == 1 / 4
 
 
 def test_shift_compares_the_same_classes():

@@ -11,7 +11,15 @@ from sklearn.metrics import average_precision_score
 from modeling_cyclip.evaluation.geometry import clustering
 from modeling_cyclip.evaluation.retrieval import retrieval, same_class_retrieval, winoground
 from modeling_cyclip.evaluation.zero_shot import zero_shot
-from tests.evaluation.protocol_inputs import both_kinds, random_embeds, random_labels, slow_order, values
+from tests.evaluation.protocol_inputs import (
+    both_kinds,
+    chances,
+    over_all_orders,
+    random_embeds,
+    random_labels,
+    slow_order,
+    values,
+)
 
 
 pytestmark = pytest.mark.usefixtures("chunks")
@@ -32,6 +40,16 @@ def test_retrieval_equals_loops(embeds):
             for caption, owner in zip(captions, owners, strict=True)
         ]
         assert measures[f"text_to_image_recall@{k}"] == pytest.approx(np.mean(hits))
+
+
+def test_chance_of_retrieval_is_the_mean_over_all_orders():
+    owners, ks = torch.tensor([0, 1, 1, 2, 2, 2]), (1, 2, 5)
+    told = chances(retrieval(torch.eye(3), torch.eye(3)[owners], owners, ks))
+    by_image = over_all_orders(6, lambda order: retrieval(order.expand(3, -1), torch.eye(6), owners, ks))
+    by_caption = over_all_orders(3, lambda order: retrieval(torch.eye(3), order.expand(6, -1), owners, ks))
+    for k in ks:
+        assert told[f"image_to_text_recall@{k}"] == pytest.approx(by_image[f"image_to_text_recall@{k}"])
+        assert told[f"text_to_image_recall@{k}"] == pytest.approx(by_caption[f"text_to_image_recall@{k}"])
 
 
 def test_random_features_are_retrieved_at_chance_level():

@@ -67,8 +67,13 @@ def test_all_tasks_that_the_data_allow(run, checkpoint, tmp_path):
     assert results.keys() == plain | {f"{task}, centred" for task in plain - {"linear_probe"}}
     assert results["geometry, centred"]["modality_gap"]["value"] < results["geometry"]["modality_gap"]["value"]
     assert results["consistency"]["k=30"]["items"] == 28
-    assert results["retrieval"]["text_to_image_recall@1"]["items"] == 56
+    assert results["retrieval"]["text_to_image_recall@1"].items() >= {"items": 56, "chance": 1 / 28}.items()
+    assert results["fine_coarse, centred"]["fine_top1"]["chance"] == 0.5
+    assert {figure.get("chance") for name, figure in results["shift"].items() if "mean_per_class" in name} == {0.25}
+    assert "chance" not in results["consistency"]["k=1"]
 
+    card = make_card(checkpoint, "tester/vit", read_results(tmp_path / "out" / "results.json", [checkpoint]).figures)
+    assert "| image_to_text_recall@1 | " in card.text and " % | 3.57 % | " in card.text
     report = (tmp_path / "out" / "results.md").read_text()
     pictures = sorted((tmp_path / "out" / "plots").iterdir())
     assert [picture.suffix for picture in pictures] == [".png", ".svg"] * 6
@@ -288,6 +293,7 @@ def test_comparison_is_paired(run, checkpoint, model, processor, tmp_path):
     for task, figure in (("zero_shot", "top1"), ("geometry", "modality_gap")):
         expected = first[task][figure]["value"] - second[task][figure]["value"]
         assert difference[task][figure]["value"] == pytest.approx(expected, abs=1e-6)
+    assert first["zero_shot"]["top1"]["chance"] == 0.25 and "chance" not in difference["zero_shot"]["top1"]
     assert difference["zero_shot"]["top1"]["low"] <= difference["zero_shot"]["top1"]["value"]
     measured, _, difference = (tmp_path / "out" / "results.md").read_text().split("\n## ")[1:]
     assert " % |" in measured and " points |" in difference and "0 % |" not in difference
@@ -421,5 +427,10 @@ def test_two_processes_give_identical_figures(run, checkpoint, data_folder, tmp_
 
 
 def test_table_shows_shares_in_percent_and_other_figures_as_they_are():
-    table = markdown_table({"a": {"x": {"value": 0.5, "low": 0.25, "high": 0.75, "items": 1200}, "y": {"value": 2.0}}})
-    assert table.splitlines()[2:] == ["| a | x | 50.00 % | 25.00 to 75.00 | 1,200 |", "| a | y | 2.0000 | | |"]
+    share = {"value": 0.5, "low": 0.25, "high": 0.75, "items": 1200}
+    table = markdown_table({"a": {"x": share | {"chance": 0.1}, "z": share, "y": {"value": 2.0}}})
+    assert table.splitlines()[2:] == [
+        "| a | x | 50.00 % | 10.00 % | 25.00 to 75.00 | 1,200 |",
+        "| a | z | 50.00 % | | 25.00 to 75.00 | 1,200 |",
+        "| a | y | 2.0000 | | | |",
+    ]
