@@ -318,11 +318,20 @@ def _as_told(
     takes_list = action.nargs in ("+", "*")
     if isinstance(value, dict):
         if dict not in kinds:
-            raise ValueError(f"takes {'a list' if takes_list else 'one value'}, got {value}")
+            hint = ""
+            if action.dest == "train_file":
+                files, shares = (", ".join(map(str, words)) for words in (value, value.values()))
+                hint = f". Shares stand by themselves: `train_file: [{files}]`, `source_weights: [{shares}]`"
+            raise ValueError(f"takes {'a list' if takes_list else 'one value'}, got {value}{hint}.")
         return value
     if isinstance(value, list):
         if list not in kinds:
             raise ValueError(f"takes one value, got {value}")
+        if nested := [each for each in value if isinstance(each, dict | list)]:
+            hint = ""
+            if action.dest in ("train_file", "validation_file"):
+                hint = f" Rows with a source each stand in a file of their own, `{action.dest}: sources.yaml`."
+            raise ValueError(f"takes a list of words, got {nested[0]} in it.{hint}")
         texts = list(map(str, value))
     else:
         text = str(value) if written is None or written.lower() in ("true", "false") else written

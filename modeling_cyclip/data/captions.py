@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, LargeList, List, Value, concatenate_datasets, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetNotFoundError
 from transformers.hf_argparser import HfArg
 
 from .columns import MISSING_LABELS, TEXT, describe, find_columns, only_images, prompt_template
 from .folders import open_folder
 from .images import BrokenImageError, load_image
 from .shards import load_shards
-from .sources import mix, read_sources
+from .sources import UNPACK, mix, read_sources
 from .tables import FILE_FORMATS, read_table
 
 
@@ -50,11 +50,13 @@ class DataArguments:
         default=None,
         help="With several files: the share of each in an epoch, such as 0.7 0.3 (default: by their sizes).",
     )
-    validation_file: str | None = HfArg(default=None, help="File of the same form for eval_loss.")
+    validation_file: list[str] | None = HfArg(
+        default=None, help="File of the same form for eval_loss, or several, which are one set."
+    )
     train_shards: list[str] | None = HfArg(
         default=None,
-        help="WebDataset shards on disk, such as 'data/cc3m-*.tar' or 'data/cc3m-{00000..00331}.tar': KEY.jpg with "
-        "KEY.txt.",
+        help="WebDataset shards on disk, such as 'data/cc3m-*.tar' or 'data/cc3m-{00000..00331}.tar': images KEY.jpg, jpeg, "
+        "png or webp, each with KEY.txt, KEY.text, KEY.caption, or KEY.json with a field caption, captions, text or txt.",
     )
     validation_shards: list[str] | None = HfArg(default=None, help="Shards of the same form for eval_loss.")
     delimiter: str | None = HfArg(
@@ -92,10 +94,13 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        if self.train_file and self.train_shards:
+            raise ValueError(f"--train_file and --train_shards are not mixed. {UNPACK}")
         if sum(source is not None for source in (self.dataset_name, self.train_file, self.train_shards)) != 1:
             raise ValueError(
                 "Say where the pairs come from by exactly one of --dataset_name (Hub or folder), --train_file (csv, tsv, "
-                "json, jsonl, parquet) and --train_shards (WebDataset)."
+                "json, jsonl, parquet) and --train_shards (WebDataset). Several together are a table of sources, `--train_file "
+                "sources.yaml`."
             )
         if self.source_weights is not None:
             num_files = len(self.train_file) if isinstance(self.train_file, list) else int(self.train_file is not None)
@@ -234,8 +239,18 @@ def open_table(
         return load_dataset(
             str(path) if path.is_dir() else source, config_name, split=split
         ), path if path.is_dir() else None
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        raise ValueError(f"{source} (split {split}) cannot be loaded: {error}") from error
+    except DatasetNotFoundError as error:
+        raise ValueError(
+            f"{source} is no file or folder here, and the Hub says: {error} Check the name. A private or gated set wants "
+            "access from its page and a login, `hf auth login`."
+        ) from error
+    except ConnectionError as error:
+        raise ValueError(
+            f"{source} is no file or folder here, and the Hub cannot be reached: {error}. Where there is a network, `hf download "
+            f"--repo-type dataset {source} --local-dir FOLDER`; then name the FOLDER here."
+        ) from error
+    except Exception as error:  # the readers of all kinds of files, and the network
+        raise ValueError(f"{source} (split {split}) cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _load(
@@ -256,11 +271,12 @@ def _load(
     for file in files:
         if Path(file).expanduser().is_dir():
             raise ValueError(f"{file} is none of {', '.join(FILE_FORMATS)}; for a folder take --dataset_name.")
-    weights = args.source_weights if purpose == "training" else None
-    rows = [{"source": file} for file in files]
+    weights, rows = args.source_weights, [{"source": file} for file in files]
     if len(files) == 1 and files[0].lower().endswith((".yaml", ".yml")):
         rows = read_sources(Path(files[0]).expanduser())
         weights = [row.pop("weight") for row in rows] if "weight" in rows[0] else None
+    if purpose != "training":
+        weights = None  # repeats would be negatives of each other
     if len(rows) == 1:
         return open_pairs(**columns | rows[0], limit=limit, purpose=purpose)
     names = [" ".join(row["source"]) if isinstance(row["source"], list) else row["source"] for row in rows]

@@ -16,6 +16,11 @@ logger = logging.getLogger(__name__)
 
 # A row of a table of sources: what `open_pairs` takes, and the weight.
 KEYS = ("source", "weight", "split", "config_name", "image_column", "caption_column", "caption_templates", "delimiter")
+# Shards are read from few files at a time, and tables from anywhere.
+UNPACK = (
+    "Unpack the shards (`tar -xf b.tar -C FOLDER`, each of them) into a folder and name it in a table of sources, `--train_file "
+    "sources.yaml`, with rows such as `- {source: a.csv, weight: 0.7}` and `- {source: FOLDER, weight: 0.3}`."
+)
 
 
 def read_sources(path: Path) -> list[dict[str, Any]]:
@@ -83,7 +88,7 @@ def mix(
     if any(sharded) and not all(sharded):
         raise ValueError(
             f"{names[sharded.index(True)]} are shards and {names[sharded.index(False)]} is none: shards are mixed with shards "
-            "only."
+            f"only. {UNPACK}"
         )
     sizes = np.array([len(dataset) for dataset in datasets])
     counts = sizes

@@ -113,3 +113,9 @@ def test_every_argument_has_a_help_text():
     for arguments in (ModelArguments, DataArguments):
         for field in arguments.__dataclass_fields__.values():
             assert field.metadata["help"]
+
+
+def test_several_files_are_taken_for_training_and_for_evaluation():
+    command = "--model_size nano --use_cpu --train_file a.csv b.csv --validation_file c.csv d.csv"
+    _, data_args, _ = parse_arguments(command.split())
+    assert (data_args.train_file, data_args.validation_file) == (["a.csv", "b.csv"], ["c.csv", "d.csv"])

@@ -8,6 +8,7 @@ import logging
 import shlex
 
 import pytest
+from datasets.exceptions import DatasetNotFoundError
 from transformers.integrations import is_wandb_available
 from transformers.utils import is_bitsandbytes_available
 
@@ -84,6 +85,8 @@ TYPED = {
     "--config cifar100": "there is no recipe cifar100: give a file, or one of cc3m_rn50,",
     DATA: "exactly one of --model_name_or_path (go on from a checkpoint), --config_name or --model_size (from scratch);",
     MODEL: "exactly one of --dataset_name (Hub or folder), --train_file (csv, tsv, json, jsonl, parquet) and --train_shards",
+    f"{GOOD} --dataset_name texts": "exactly one of --dataset_name (Hub or folder), --train_file (csv, tsv, json, jsonl, parquet) "
+    "and --train_shards (WebDataset). Several together are a table of sources, `--train_file sources.yaml`.",
     f"{GOOD} --per_device_train_batch_size 1": "A batch of one pair has no negatives, so its loss is 0 whatever the model: "
     "set `per_device_train_batch_size` to 2 at least",
     f"{GOOD} --num_train_epochs 0 --max_steps -1": "`num_train_epochs` is 0 and `max_steps` is not set: there is no step to train.",
@@ -115,7 +118,12 @@ WRITTEN = {
     "learning_rate: abc": "--config recipe.yaml, learning_rate: invalid float value: 'abc'",
     "learning_rate: [1, 2]": "--config recipe.yaml, learning_rate: takes one value, got [1, 2]",
     "max_steps: true": "--config recipe.yaml, max_steps: invalid int value: 'True'",
-    "caption_templates: {a: b}": "--config recipe.yaml, caption_templates: takes a list, got {'a': 'b'}",
+    "caption_templates: {a: b}": "--config recipe.yaml, caption_templates: takes a list, got {'a': 'b'}.",
+    "caption_templates: [[a], b]": "--config recipe.yaml, caption_templates: takes a list of words, got ['a'] in it.",
+    "train_file: {a.csv: 0.7, b.csv: 0.3}": "--config recipe.yaml, train_file: takes a list, got {'a.csv': 0.7, 'b.csv': 0.3}. "
+    "Shares stand by themselves: `train_file: [a.csv, b.csv]`, `source_weights: [0.7, 0.3]`.",
+    "train_file: [{source: a.csv, weight: 1}]": "--config recipe.yaml, train_file: takes a list of words, got {'source': 'a.csv', "
+    "'weight': 1} in it. Rows with a source each stand in a file of their own, `train_file: sources.yaml`.",
     "bf16: maybe": "--config recipe.yaml, bf16: Truthy value expected: got maybe",
     "save_strategy: sometimes": "--config recipe.yaml, save_strategy: invalid choice: 'sometimes'",
     "learning_rate 4": "--config recipe.yaml must hold `argument: value` lines.",
@@ -183,6 +191,44 @@ def test_mistakes_on_the_command_line(command, capsys, no_data):
 def test_mistakes_in_a_recipe(line, folder, capsys, no_data):
     (folder / "recipe.yaml").write_text(line + "\n")
     assert WRITTEN[line] in said(capsys, f"--config recipe.yaml {GOOD}".replace("--max_steps 1 ", ""))
+
+
+HUB = {
+    # What `datasets` raises, and what is said.
+    "no such set": (
+        DatasetNotFoundError("Dataset 'user/set' doesn't exist on the Hub or cannot be accessed."),
+        "user/set is no file or folder here, and the Hub says: Dataset 'user/set' doesn't exist on the Hub or cannot be "
+        "accessed. Check the name. A private or gated set wants access from its page and a login, `hf auth login`.",
+    ),
+    "no network": (
+        ConnectionError("Couldn't reach 'user/set' on the Hub (LocalEntryNotFoundError)"),
+        "user/set is no file or folder here, and the Hub cannot be reached: Couldn't reach 'user/set' on the Hub "
+        "(LocalEntryNotFoundError). Where there is a network, `hf download --repo-type dataset user/set --local-dir FOLDER`; then "
+        "name the FOLDER here.",
+    ),
+    "a network that breaks off": (
+        KeyError("The read\ntimed out"),
+        "cannot be loaded: KeyError: 'The read\\ntimed out'",
+    ),
+    "a set with a script": (
+        RuntimeError("Dataset scripts are no longer supported, but found set.py"),
+        "cannot be loaded: RuntimeError: Dataset scripts are no longer supported",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HUB)
+def test_what_the_hub_does_not_give_is_one_line(case, capsys, monkeypatch):
+    error, line = HUB[case]
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("modeling_cyclip.data.captions.load_dataset", fail)
+    assert line in said(capsys, f"{MODEL} {TRAINING} --dataset_name user/set")
+    assert line in said(capsys, f"{GOOD} --eval_zero_shot user/set --output_dir other")
+    command = "--model_name_or_path user/model --dataset user/set --output_dir out"
+    assert line.replace("split train", "split test") in said(capsys, command, program=evaluate)
 
 
 @pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")

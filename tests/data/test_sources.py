@@ -1,6 +1,7 @@
 """Several sources in one set: their shares of an epoch, and what is refused."""
 
 import json
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -89,6 +90,35 @@ def test_shards_are_mixed_with_shards(folder):
     assert len(train) == 8 and Counter(train["shard"]) == {0: 4, 1: 4}
 
 
+def test_shards_and_tables_are_mixed_as_the_refusal_says(folder):
+    write_shard(folder / "b.tar", samples(range(4)))
+    with pytest.raises(
+        ValueError, match=r"Unpack the shards .* into a folder .* `- \{source: FOLDER, weight: 0\.3\}`"
+    ):
+        DataArguments(train_file=[str(folder / "a.csv")], train_shards=[str(folder / "b.tar")])
+    with tarfile.open(folder / "b.tar") as tar:
+        tar.extractall(folder / "unpacked", filter="data")
+    (folder / "sources.yaml").write_text("- {source: a.csv, weight: 1}\n- {source: unpacked, weight: 1}\n")
+    sources, _ = counts(load(folder / "sources.yaml"))
+    assert sources["a"] == 10 and sum(sources.values()) == 20
+
+
+def test_several_validation_files_are_one_set(folder):
+    a, b = str(folder / "a.csv"), str(folder / "b.jsonl")
+    _, validation = load_captioned_datasets(DataArguments(train_file=[a], validation_file=[a, b]))
+    sources, captions = counts(validation)
+    assert sources == {"a": 10, "b": 30} and set(captions.values()) == {1}
+    _, validation = load_captioned_datasets(DataArguments(train_file=[a], validation_file=[b], max_eval_samples=3))
+    assert len(validation) == 3
+
+
+def test_an_evaluation_repeats_no_pair_whatever_the_weights(folder):
+    (folder / "sources.yaml").write_text("- {source: a.csv, weight: 5}\n- {source: b.jsonl, weight: 1}\n")
+    sources = str(folder / "sources.yaml")
+    train, validation = load_captioned_datasets(DataArguments(train_file=[sources], validation_file=[sources]))
+    assert (len(train), len(validation)) == (180, 40)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -99,7 +129,11 @@ def test_shards_are_mixed_with_shards(folder):
         ("- {source: a.csv, weight: x}\n- {source: b.jsonl, weight: 1}\n", "above 0, got x 1"),
         ("- {source: gone.csv}\n", r"gone\.csv does not exist"),
         ("- [", "cannot be read"),
-        ("- {source: a.csv}\n- {source: a.tar}\n", "shards are mixed with shards only"),
+        ("- source: a.csv\n  caption_templates: ['{} in {place}']\n", r"\.yaml, row 1: A prompt .* has \{place\}\.$"),
+        (
+            "- {source: a.csv}\n- {source: a.tar}\n",
+            r"a\.tar are shards and .*a\.csv is none.* Unpack the shards .*sources\.yaml",
+        ),
     ],
 )
 def test_a_wrong_table_of_sources_is_refused(folder, content, message):
