@@ -2,8 +2,10 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from ..evaluation.report import in_markdown
 
 
 def write_report(output_dir: Path, results: dict, pictures: Sequence[tuple[str, Path]]) -> str:
@@ -13,26 +15,41 @@ def write_report(output_dir: Path, results: dict, pictures: Sequence[tuple[str, 
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    # Who reads the table alone should know what it is worth.
-    health = [f"> {message}" for messages in results["health"].values() for message in messages]
-    answer = "\n\n".join([answer_table(results), *health])
-    baseline, *others = results["arms"]
+    baseline, *others = map(in_markdown, results["arms"])
+    short_answer = answer(results)
     parts = [
         f"# {', '.join(others)} against {baseline}",
         _how(results),
         "## The answer",
-        answer,
+        short_answer,
         *(f"> {note}" for note in results["notes"]),
     ]
     for evaluation, tasks in results["results"].items():
-        parts += [f"## {evaluation}", _figures_table(tasks)]
+        parts += [f"## {in_markdown(evaluation)}", _figures_table(tasks)]
     parts += ["## Cost", _cost_table(results["cost"])]
     for caption, path in pictures:
         png = path.relative_to(output_dir)
+        caption = in_markdown(caption)
         parts.append(f"![{caption}]({png})\n\n{caption} ([SVG]({png.with_suffix('.svg')}))")
     report = "\n\n".join(part for part in parts if part) + "\n"
     (output_dir / "report.md").write_text(report, encoding="utf-8")
-    return answer
+    return short_answer
+
+
+def answer(results: dict) -> str:
+    """Markdown of the main figures and of what went wrong in trainings, so that a reader knows what the table is worth."""
+    health = [
+        f"> {_with_names(message, [arm])}" for arm, messages in results["health"].items() for message in messages
+    ]
+    return "\n\n".join([answer_table(results), *health])
+
+
+def _with_names(sentence: str, names: Iterable[str]) -> str:
+    """A sentence of ours, which may hold code, with the name that it begins with as it is."""
+    for name in sorted(names, key=len, reverse=True):
+        if sentence.startswith(name):
+            return in_markdown(name) + sentence[len(name) :]
+    return sentence
 
 
 def answer_table(results: dict) -> str:
@@ -45,7 +62,7 @@ def answer_table(results: dict) -> str:
         for task, name, by_arm in main_figures(tasks):
             label = describe_figure(evaluation, task, name)
             for arm, figure in by_arm.items():
-                cells = [label, arm, _percent(figure)]
+                cells = [in_markdown(label), in_markdown(arm), _percent(figure)]
                 if (differs := figure.get("difference")) is None:
                     cells += [""] * 4
                 else:
@@ -53,7 +70,7 @@ def answer_table(results: dict) -> str:
                         f"{100 * differs['value']:+.2f}",
                         _interval(differs["items_interval"]),
                         _interval(differs["seeds_interval"]),
-                        differs["verdict"],
+                        _with_names(differs["verdict"], by_arm),
                     ]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -66,10 +83,13 @@ def _how(results: dict) -> str:
     lines = [
         f"    {results['command']}",
         "",
-        *(f"- {arm}: {_arguments(arguments) or 'as below'}" for arm, arguments in results["arms"].items()),
+        *(
+            f"- {in_markdown(arm)}: {_arguments(arguments) or 'as below'}"
+            for arm, arguments in results["arms"].items()
+        ),
         f"- all: the recipe `{results['recipe']}`{overrides}",
         *([f"- swept: {_arguments(results['swept'])}"] if results["swept"] else []),
-        *(f"- {name}: {_arguments(arguments)}" for name, arguments in results["evaluations"].items()),
+        *(f"- {in_markdown(name)}: {_arguments(arguments)}" for name, arguments in results["evaluations"].items()),
         f"- seeds {seeds}, each with the same initial weights, order of data and captions for every arm",
         f"- {results['hardware']}; {versions}; commit {results['commit']}",
         "",
@@ -90,11 +110,11 @@ def _figures_table(tasks: dict) -> str:
     conditions = list(
         dict.fromkeys(arm for by_name in tasks.values() for by_arm in by_name.values() for arm in by_arm)
     )
-    lines = [f"| | {' | '.join(conditions)} |", f"|---|{'---:|' * len(conditions)}"]
+    lines = [f"| | {' | '.join(map(in_markdown, conditions))} |", f"|---|{'---:|' * len(conditions)}"]
     for task, by_name in tasks.items():
         for name, by_arm in by_name.items():
             cells = [_cell(by_arm[arm]) if arm in by_arm else "" for arm in conditions]
-            lines.append(f"| {task} {name} | {' | '.join(cells)} |")
+            lines.append(f"| {in_markdown(f'{task} {name}')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -112,7 +132,7 @@ def _cost_table(cost_by_arm: dict[str, list[dict]]) -> str:
         for name, scale in scales.items():
             known = [cost[name] / scale for cost in costs if cost[name] is not None]
             cells.append(f"{sum(known) / len(known):.2f}" if known else "–")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        lines.append(f"| {in_markdown(arm)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n\nOf one training, start and end included; the mean over seeds."
 
 

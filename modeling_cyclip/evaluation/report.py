@@ -1,6 +1,7 @@
 """results.json and results.md."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,16 +89,22 @@ def markdown_table(results: dict, unit: str = "%") -> str:
     lines = ["| task | figure | value | chance | 95 % interval | test items |", "|---|---|---:|---:|---:|---:|"]
     for task, figures in results.items():
         for name, figure in figures.items():
+            label = f"{in_markdown(task)} | {in_markdown(name)}"
             limits = in_words(figure.get("left_out", 0), figure.get("shared", 0.0))
             if "items" in figure:
                 chance = f" {100 * figure['chance']:.2f} %" if "chance" in figure else ""
                 value, low, high = (f"{100 * figure[key]:.2f}" for key in ("value", "low", "high"))
-                lines.append(
-                    f"| {task} | {name} | {value} {unit} |{chance} | {low} to {high} | {figure['items']:,}{limits} |"
-                )
+                lines.append(f"| {label} | {value} {unit} |{chance} | {low} to {high} | {figure['items']:,}{limits} |")
             else:
-                lines.append(f"| {task} | {name} | {figure['value']:.4f} | | |{limits} |")
+                lines.append(f"| {label} | {figure['value']:.4f} | | |{limits} |")
     return "\n".join(lines)
+
+
+def in_markdown(text: Any) -> str:
+    """A name that stands in Markdown, and in a cell of a table, as it is."""
+    # A bracket alone is none of Markdown's: only one that an address or a definition follows.
+    text = re.sub(r"([\\`*<>|#]|\](?=[(\[:]))", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)
 
 
 def in_words(left_out: int, shared: float) -> str:
@@ -118,7 +125,7 @@ def write_report(output_dir: Path, header: dict, tables: dict[str, dict], plots:
         json.dumps({**header, "plots": names, "results": tables}, indent=2) + "\n"
     )
     text = "\n\n".join(
-        f"## {heading}\n\n{markdown_table(results, 'points' if MINUS in heading else '%')}"
+        f"## {in_markdown(heading)}\n\n{markdown_table(results, 'points' if MINUS in heading else '%')}"
         for heading, results in tables.items()
     )
     facts = "\n".join(line for name, value in header.items() if (line := _fact(name, value)))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import shlex
 from collections.abc import Iterable
 from io import BytesIO
@@ -16,8 +15,8 @@ from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
 from transformers.utils import is_matplotlib_available
 
-from ..comparison.report import answer_table
-from ..evaluation.report import in_words
+from ..comparison.report import answer
+from ..evaluation.report import in_markdown, in_words
 from ..package_files import package_file
 from ..run_record import RUN_RECORD
 from .outgoing import without_folders
@@ -51,7 +50,18 @@ LOGGED = {
     "image_to_text_recall@1": "image-to-text recall@1 in the last training batch",
     "text_to_image_recall@1": "text-to-image recall@1 in the last training batch",
 }
-COMPARED = ("arms", "seeds", "training_pairs", "hardware", "environment", "commit", "notes", "cost", "results")
+COMPARED = (
+    "arms",
+    "seeds",
+    "training_pairs",
+    "hardware",
+    "environment",
+    "commit",
+    "health",
+    "notes",
+    "cost",
+    "results",
+)
 DATA = ("dataset_name", "train_file", "train_shards")
 EVALUATED = {
     "eval_loss": "validation loss",
@@ -187,7 +197,7 @@ def make_card(
         has_curve=draw_training_curve(logs, output_dir / CURVE),
         tables=[table for table in (_rows(headlines(figures)), _rows(others(figures))) if table],
         comparison=comparison,
-        answer=None if comparison is None else answer_table(comparison),
+        answer=None if comparison is None else answer(comparison),
     )
 
 
@@ -228,12 +238,6 @@ def _describe_data(run: dict[str, Any], datasets: list[str]) -> str:
     elif run.get("training_pairs") is not None:
         known.append(f"{run['training_pairs']:,} image-caption pairs")
     return ", ".join(known)
-
-
-def in_markdown(text: Any) -> str:
-    """A name that stands in Markdown, and in a cell of a table, as it is."""
-    text = re.sub(r"([\\`*<>|\[\]#])", r"\\\1", " ".join(str(text).split()))
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)
 
 
 def headlines(figures: Iterable[Figure]) -> list[Figure]:

@@ -1,10 +1,13 @@
 """Tables and pictures from the content of a results.json."""
 
+import json
+import re
+
 import pytest
 from matplotlib.figure import Figure
 
 from modeling_cyclip.comparison import plots
-from modeling_cyclip.comparison.report import answer_table, main_figures, swept_curves
+from modeling_cyclip.comparison.report import answer_table, main_figures, swept_curves, write_report
 
 
 def entry(*seeds: float, difference: dict | None = None) -> dict:
@@ -61,3 +64,26 @@ def test_sweep_draws_a_curve_an_arm_and_a_line_for_what_it_does_not_change(resul
     plots.sweep(axes, curves, lines, "weight", "top-1")
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["CLIP", "CyCLIP"]
+
+
+def test_names_stand_in_the_report_as_they_are(results, tmp_path):
+    arm, data = "a|b `c` <i> *d*", "emoji [x](http://elsewhere)"
+    said = json.dumps(results).replace("CyCLIP", arm)
+    results = json.loads(
+        said.replace("emoji", data).replace("blob", "a|_b_ [test]").replace("lower for", f"{arm} for")
+    )
+    where = {"hardware": "CPU", "environment": {}, "commit": "", "command": "cyclip compare", "recipe": "r.yaml"}
+    told = {"overrides": {}, "swept": {}, "seeds": [0], "notes": [], "evaluations": {data: {}}}
+    cost = {arm: [dict.fromkeys(("seconds", "cpu_seconds", "peak_memory", "gpu_memory"))]}
+    health = {arm: [f"{arm}, seed 0: set `cyclic_warmup_ratio`."]}
+    answer = write_report(tmp_path, {**results, **where, **told, "cost": cost, "health": health}, [])
+    report = (tmp_path / "report.md").read_text()
+    shown = r"a\|b \`c\` \<i\> \*d\*"
+    for part in (
+        f"# {shown} against CLIP", f"- {shown}: as below", r"## emoji [x\](http://elsewhere)", f"| | CLIP | {shown} |",
+        rf"| emoji [x\](http://elsewhere), a\|\_b\_ [test] top1 | {shown} | 26.00", f"| {shown} for these models",
+        f"| {shown} | – | – |", f"> {shown}, seed 0: set `cyclic_warmup_ratio`.",
+    ):  # fmt: skip
+        assert part in report
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in answer.splitlines() if line.startswith("|")]
+    assert set(cells) == {8}

@@ -434,3 +434,8 @@ def test_table_shows_shares_in_percent_and_other_figures_as_they_are():
         "| a | z | 50.00 % | | 25.00 to 75.00 | 1,200 |",
         "| a | y | 2.0000 | | | |",
     ]
+
+
+def test_names_stand_in_the_table_as_they_are():
+    (row,) = markdown_table({"shift": {"a|b `c` [test] top1": {"value": 2.0}}}).splitlines()[2:]
+    assert row == r"| shift | a\|b \`c\` [test] top1 | 2.0000 | | | |"

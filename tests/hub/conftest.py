@@ -65,6 +65,7 @@ def comparison(tmp_path) -> Path:
     }
     told = {"command": "python run_comparison.py", "evaluations": {"colours": {"dataset": "/home/me/colours"}}}
     found = {"arms": {"CLIP": {}, "CyCLIP": {}}, "seeds": [0], "notes": [], "cost": {}, "training_pairs": 1234}
+    found["health"] = {"CyCLIP": ["CyCLIP, seed 0: All images have nearly the same embedding."]}
     where = {name: RUN[name] for name in ("hardware", "environment", "commit")}
     folder = tmp_path / "comparison"
     folder.mkdir()

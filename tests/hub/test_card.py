@@ -12,12 +12,12 @@ from huggingface_hub import ModelCard, eval_result_entries_to_yaml, parse_eval_r
 
 from modeling_cyclip import CyCLIPModel, CyCLIPTrainingArguments
 from modeling_cyclip.commands.card import main
+from modeling_cyclip.evaluation.report import in_markdown
 from modeling_cyclip.hub.card import (
     count_parameters,
     draw_training_curve,
     edited_card,
     headlines,
-    in_markdown,
     make_card,
     merge_results,
     read_comparison,
@@ -66,6 +66,7 @@ def test_reports_the_comparison_that_the_model_is_from(run_folder, comparison):
     text = make_card(run_folder, "tester/vit", comparison=read_comparison(comparison)).text
     assert "## Compared with CLIP" in text
     assert "| colours, zero_shot top1 | CyCLIP | 62.50 | -12.50 | -25.00 to -6.25 |  | lower |" in text
+    assert "lower |\n\n> CyCLIP, seed 0: All images have nearly the same embedding.\n\n## Licence" in text
     assert "## Compared" not in make_card(run_folder, "tester/vit").text
 
 
