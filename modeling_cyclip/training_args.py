@@ -1,11 +1,14 @@
 """Arguments of [`CyCLIPTrainer`]."""
 
+import inspect
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import SchedulerType
 from transformers.utils import is_torch_xla_available, logging
@@ -120,6 +123,7 @@ class CyCLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"`dataloader_num_workers` must be at least 0, got {self.dataloader_num_workers}.")
         if self.learning_rate < 0:
             raise ValueError(f"`learning_rate` must be at least 0, got {self.learning_rate}.")
+        _check_schedule(SchedulerType(self.lr_scheduler_type), self.lr_scheduler_kwargs or {}, self.learning_rate)
         if not 0 <= self.cyclic_warmup_ratio <= 1:
             raise ValueError(
                 f"`cyclic_warmup_ratio` is a share of the training and must be in [0, 1], got {self.cyclic_warmup_ratio}."
@@ -163,3 +167,21 @@ class CyCLIPTrainingArguments(TrainingArguments):
                 f"{started} processes were started (WORLD_SIZE), but accelerate finds no way for them to train together on "
                 f"{self.device.type}: each would train alone, on the same pairs. Start one process, or add --use_cpu."
             )
+
+
+def _check_schedule(schedule: SchedulerType, kwargs: dict[str, Any], learning_rate: float) -> None:
+    # transformers makes the schedule after the data are loaded, and leaves the arguments of a constant one unread.
+    takes = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[schedule]).parameters.keys()
+    takes -= {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    if "kwargs" not in takes and (unknown := sorted(kwargs.keys() - takes)):
+        raise ValueError(
+            f"`lr_scheduler_kwargs` has {unknown[0]!r}, and `lr_scheduler_type` {schedule.value} takes "
+            f"{', '.join(sorted(takes)) or 'none'}."
+        )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], learning_rate)
+    try:
+        get_scheduler(schedule, optimizer, num_warmup_steps=0, num_training_steps=2, scheduler_specific_kwargs=kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` {kwargs} do not fit `lr_scheduler_type` {schedule.value}: {error}"
+        ) from error

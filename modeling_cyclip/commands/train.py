@@ -5,6 +5,7 @@ cyclip train --model_size small --train_file pairs.csv --output_dir out
 """
 
 import logging
+import math
 import sys
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ from .train_checks import (
     overfit_report,
     remove_checkpoints,
     set_up_overfit_check,
+    warn_of_long_warm_up,
     warn_of_pairs_left_out,
 )
 
@@ -75,6 +77,8 @@ def run(argv: list[str] | None = None) -> None:
         if data_args.overfit_check is None:
             check_evaluation(data_args, training_args)
             check_services(model_args, training_args)
+            if training_args.max_steps > 0:
+                warn_of_long_warm_up(training_args, training_args.max_steps)
             # Held until the process ends.
             lock = lock_output_folder(training_args)  # noqa: F841
             check_output_folder(model_args, training_args)
@@ -159,9 +163,11 @@ def build_trainer(
         trainer.add_callback(NamedProgress)
     if training_args.should_log and data_args.overfit_check is None:
         num_processes = training_args.world_size
-        warn_of_pairs_left_out(
-            len(train_dataset), training_args.per_device_train_batch_size * num_processes, num_processes
-        )
+        batch_size = training_args.per_device_train_batch_size * num_processes
+        warn_of_pairs_left_out(len(train_dataset), batch_size, num_processes)
+        if training_args.max_steps <= 0:
+            num_steps = math.ceil(len(train_dataset) // batch_size * training_args.num_train_epochs)
+            warn_of_long_warm_up(training_args, num_steps)
     if zero_shot is not None and trainer.is_fsdp_enabled:
         raise ValueError("--eval_zero_shot does not go with FSDP, which runs no tower by itself. Leave it out.")
     return trainer

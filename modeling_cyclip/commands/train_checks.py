@@ -110,6 +110,16 @@ def warn_of_pairs_left_out(num_pairs: int, batch_size: int, num_processes: int) 
         )
 
 
+def warn_of_long_warm_up(training_args: CyCLIPTrainingArguments, num_steps: int) -> None:
+    """Says where the warm-up takes all of the training's steps."""
+    warm_up = training_args.get_warmup_steps(num_steps)
+    if training_args.should_log and warm_up >= num_steps > 1:
+        logger.warning(
+            f"The warm-up has {warm_up} steps (--warmup_steps) and the training {num_steps}: the learning rate does not reach "
+            "--learning_rate before the end. Set --warmup_steps to fewer, or to a share of the training below 1, such as 0.1."
+        )
+
+
 def check_evaluation(data_args: DataArguments, training_args: CyCLIPTrainingArguments) -> None:
     """Refuses a run that shall evaluate but has nothing to evaluate on, or choose its best by what nothing measures."""
     sets = data_args.validation_file, data_args.validation_split, data_args.validation_shards, data_args.eval_zero_shot

@@ -78,6 +78,17 @@ TYPED = {
     f"{GOOD} --learning_rate": "argument --learning_rate/--learning-rate: expected one argument",
     f"{GOOD} --learning_rate abc": "argument --learning_rate/--learning-rate: invalid float value: 'abc'",
     f"{GOOD} --lr_scheduler_kwargs {{a:1}}": "'{a:1}' is no JSON: Expecting property name enclosed in double quotes:",
+    f"{GOOD} --lr_scheduler_kwargs '{{\"cycles\": 1}}'": "`lr_scheduler_kwargs` has 'cycles', and `lr_scheduler_type` cosine takes "
+    "num_cycles.",
+    f"{GOOD} --lr_scheduler_kwargs '{{\"num_cycles\": 1}}' --lr_scheduler_type constant_with_warmup": "`lr_scheduler_kwargs` has "
+    "'num_cycles', and `lr_scheduler_type` constant_with_warmup takes none.",
+    f"{GOOD} --lr_scheduler_kwargs '{{\"num_cycles\": \"two\"}}'": "`lr_scheduler_kwargs` {'num_cycles': 'two'} do not fit "
+    "`lr_scheduler_type` cosine: could not convert string to float: 'two'",
+    f"{GOOD} --lr_scheduler_kwargs '{{\"foo\": 1}}' --lr_scheduler_type greedy --validation_file pairs.csv --eval_strategy epoch":
+    "`lr_scheduler_kwargs` {'foo': 1} do "
+    "not fit `lr_scheduler_type` greedy: GreedyLR.__init__() got an unexpected keyword argument 'foo'",
+    f"{GOOD} --lr_scheduler_type cosine_with_min_lr": "`lr_scheduler_kwargs` {} do not fit `lr_scheduler_type` "
+    "cosine_with_min_lr: One of min_lr or min_lr_rate should be set",
     "cifar10": "cifar10 stands alone; did you mean --config cifar10?",
     "recipe.yaml": "recipe.yaml stands alone; did you mean --config recipe.yaml?",
     f"{GOOD} learning_rate=1e-3": "learning_rate=1e-3 stands alone; did you mean --learning_rate 1e-3?",
@@ -283,3 +294,20 @@ def test_a_batch_that_leaves_out_much_of_the_data_is_said(caplog):
         "6 of the 16 training pairs, others each time, sit out every epoch: a batch of 10 pairs leaves them over. "
         "--per_device_train_batch_size 8 leaves 0."
     ) in caplog.text
+
+
+@pytest.mark.parametrize("length", ["--max_steps 2", "--max_steps -1 --num_train_epochs 1"])
+def test_a_warm_up_that_outlasts_the_training_is_said(length, caplog):
+    with caplog.at_level(logging.WARNING, "modeling_cyclip"):
+        main(shlex.split(f"{GOOD} --warmup_steps 2 {length}"))
+    assert (
+        "The warm-up has 2 steps (--warmup_steps) and the training 2: the learning rate does not reach --learning_rate before the "
+        "end. Set --warmup_steps to fewer, or to a share of the training below 1, such as 0.1."
+    ) in caplog.text
+
+
+@pytest.mark.parametrize("options", ["--warmup_steps 1 --max_steps 2", "--warmup_steps 0.5 --max_steps 2", ""])
+def test_a_warm_up_that_ends_is_no_matter(options, caplog):
+    with caplog.at_level(logging.WARNING, "modeling_cyclip"):
+        main(shlex.split(f"{GOOD} {options}"))
+    assert "The warm-up" not in caplog.text
