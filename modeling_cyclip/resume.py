@@ -47,10 +47,14 @@ def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) 
     found: list[str | None] = [None, None]
     if PartialState().is_main_process:
         try:
-            found[0] = last_complete_checkpoint(output_dir) if meant.lower() == "true" else meant
+            if meant.lower() == "true":
+                logger.info(f"The newest checkpoint of {output_dir} is read from end to end, to see that it is whole.")
+                found[0] = last_complete_checkpoint(output_dir)
+            else:
+                logger.info(f"{meant} is read from end to end, to see that it is whole.")
+                check_checkpoint(meant)
+                found[0] = meant
             if found[0] is not None:
-                if meant.lower() != "true":
-                    check_checkpoint(found[0])
                 _check_optimizer(found[0])
         except ValueError as error:
             found[1] = str(error)

@@ -1,16 +1,18 @@
 """A folder that a training must not write into is refused before anything is read."""
 
+import logging
 import subprocess
 import sys
 
 import pytest
 from filelock import FileLock
 
-from modeling_cyclip import CyCLIPTrainingArguments
+from modeling_cyclip import CyCLIPTrainingArguments, resume
 from modeling_cyclip.build_model import ModelArguments
 from modeling_cyclip.commands import train_checks
 from modeling_cyclip.commands.train import main
 from modeling_cyclip.commands.train_checks import LOCK, check_output_folder, lock_output_folder, remove_checkpoints
+from modeling_cyclip.resume import find_checkpoint
 from tests.invariant.trajectory import SCRIPT, command, write_pairs
 
 
@@ -101,3 +103,22 @@ def test_a_disk_full_at_the_end_names_the_checkpoint_that_is_whole(tmp_path, sav
     whole_command = command(write_pairs(tmp_path), out, 1, ["--per_device_train_batch_size", "64", *options])
     with pytest.raises(SystemExit, match=f"error: The finished model could not be written to .*{whole}"):
         main(whole_command[whole_command.index(str(SCRIPT)) + 1 :])
+
+
+@pytest.mark.parametrize("meant", ["named", True])
+def test_that_a_checkpoint_is_read_is_said_before_it_is(tmp_path, monkeypatch, caplog, meant):
+    checkpoint = tmp_path / "checkpoint-7"
+    checkpoint.mkdir()
+    (checkpoint / "optimizer.pt").write_bytes(b"state")
+    said = []
+
+    def read(_):
+        said.extend(record.getMessage() for record in caplog.records)
+        return str(checkpoint)
+
+    monkeypatch.setattr(resume, "check_checkpoint", read)
+    monkeypatch.setattr(resume, "last_complete_checkpoint", read)
+    with caplog.at_level(logging.INFO, "modeling_cyclip"):
+        assert find_checkpoint(str(checkpoint) if meant == "named" else True, str(tmp_path)) == str(checkpoint)
+    assert len(said) == 1 and "from end to end" in said[0]
+    assert str(checkpoint if meant == "named" else tmp_path) in said[0]
