@@ -48,7 +48,9 @@ def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) 
     if PartialState().is_main_process:
         try:
             if meant.lower() == "true":
-                logger.info(f"The newest checkpoint of {output_dir} is read from end to end, to see that it is whole.")
+                logger.info(
+                    f"Looking for a checkpoint in {output_dir} to go on from. It is read from end to end, to see that it is whole."
+                )
                 found[0] = last_complete_checkpoint(output_dir)
             else:
                 logger.info(f"{meant} is read from end to end, to see that it is whole.")
