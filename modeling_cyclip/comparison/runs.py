@@ -1,6 +1,7 @@
 """The trainings of a comparison: planned, run as processes of their own, kept, and picked up where they were."""
 
 import contextlib
+import heapq
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,7 +259,7 @@ def train_runs(runs: list[Run], num_parallel: int = 1, launcher: str | None = No
         print(f"{done} of {len(runs)} trainings are there already.", flush=True)
     command = shlex.split(launcher) if launcher else [sys.executable]
     running: dict[int, _Training] = {}
-    ended, start = 0, time.perf_counter()
+    seconds: list[float] = []  # that the trainings took that have ended
     try:
         while waiting or running:
             for slot in range(num_parallel):
@@ -266,6 +268,7 @@ def train_runs(runs: list[Run], num_parallel: int = 1, launcher: str | None = No
                     running[slot] = training  # before anything else, so that it is ended with this comparison
                     training.run.record(pid=training.process.pid)
                     training.look()
+                    print(f"{training.run.name} begins; its log is {training.run.folder / 'log.txt'}", flush=True)
             time.sleep(LOOK_SECONDS)
             for slot, training in list(running.items()):
                 training.look()
@@ -273,18 +276,33 @@ def train_runs(runs: list[Run], num_parallel: int = 1, launcher: str | None = No
                     continue
                 _end(training)
                 running.pop(slot).lock.release()
-                ended += 1
-                left = (time.perf_counter() - start) / ended * (len(waiting) + len(running)) / 60
-                print(
-                    f"{done + ended} of {len(runs)} trainings are done, now {training.run.name}; {left:.0f} minutes left",
-                    flush=True,
-                )
+                now = time.perf_counter()
+                seconds.append(now - training.start)
+                told = f"{training.run.name} has ended: {done + len(seconds)} of {len(runs)} trainings are done"
+                if waiting or running:
+                    begun = [now - other.start for other in running.values()]
+                    minutes = seconds_left(seconds, begun, len(waiting), num_parallel) / 60
+                    told += f", about {minutes:.0f} minutes left"
+                print(told, flush=True)
     finally:
         for training in running.values():
             training.process.terminate()
         for training in running.values():
             training.process.wait()
             training.lock.release()
+
+
+def seconds_left(ended: Sequence[float], running: Sequence[float], num_waiting: int, num_parallel: int) -> float:
+    """
+    How long all trainings will still take if each takes as long as those that have `ended` did on average: the ones that
+    have been `running` for so many seconds, and those that wait for one of the places.
+    """
+    each = sum(ended) / len(ended)
+    places = [max(0.0, each - seconds) for seconds in running] + [0.0] * (num_parallel - len(running))
+    heapq.heapify(places)
+    for _ in range(num_waiting):
+        heapq.heapreplace(places, places[0] + each)
+    return max(places)
 
 
 def _environment(slot: int, num_parallel: int) -> dict[str, str]:

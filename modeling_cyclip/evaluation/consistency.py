@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .intervals import Measure
+from .progress import progress_bar
 from .ranking import majority_votes, nearest, similarity_chunks
 from .zero_shot import predict
 
@@ -73,7 +74,8 @@ def neighbour_votes(
     if min(ks) < 1 or max(ks) > len(reference_embeds):
         raise ValueError(f"k must be between 1 and the {len(reference_embeds)} reference images, got {list(ks)}.")
     votes = {k: reference_labels.new_empty(len(image_embeds)) for k in ks}
-    for rows, similarities in similarity_chunks(image_embeds, reference_embeds):
+    chunks = similarity_chunks(image_embeds, reference_embeds)
+    for rows, similarities in progress_bar(chunks, "nearest reference images", unit=" chunks"):
         labels = reference_labels[nearest(similarities, max(ks))]
         for k, winners in majority_votes(labels, ks).items():
             votes[k][rows] = winners

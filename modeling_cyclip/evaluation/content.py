@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..data.images import encoded_bytes
+from .progress import progress_bar
 
 
 # Of a larger set, this many images stand for all, evenly spaced.
@@ -21,7 +22,7 @@ MAX_SHARED = 0.01
 def image_digests(dataset: Dataset) -> list[bytes]:
     """A digest of each encoded image in the column `image`. One that cannot be read has that of its name."""
     digests = []
-    for images in _structs(dataset):
+    for images in progress_bar(_structs(dataset), "reading images", unit=" thousand", delay=2):
         for image in images.to_pylist():
             digests.append(hashlib.blake2b(_content(image or {}), digest_size=8).digest())
     return digests

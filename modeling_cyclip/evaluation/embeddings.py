@@ -17,7 +17,6 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import AutoProcessor, CLIPModel, ProcessorMixin
 
 from ..data.columns import prompt_template
@@ -27,6 +26,7 @@ from ..data.tokenizer import check_tokenizer, context_length, tokenize
 from ..modeling_cyclip import CyCLIPModel, give_usual_permissions
 from .arguments import EvaluationArguments
 from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet, without_images
+from .progress import progress_bar
 
 
 logger = logging.getLogger(__name__)
@@ -65,9 +65,12 @@ def embed_all(
 
 def embed(data: EvaluationSet, encoder: "Encoder", seed: int) -> EmbeddedSet | None:
     """All embeddings of a set, its reference images and its shifts; `None` but on the main process."""
-    image_features, broken = encoder.images(data.dataset)
-    prompts = None if data.class_names is None else encoder.texts(class_prompts(data.class_names, data.templates))
-    captions = None if data.captions is None else encoder.texts([text for texts in data.captions for text in texts])
+    name, prompts, captions = Path(data.name).name, None, None
+    image_features, broken = encoder.images(data.dataset, f"images of {name}")
+    if data.class_names is not None:
+        prompts = encoder.texts(class_prompts(data.class_names, data.templates), f"class prompts of {name}")
+    if data.captions is not None:
+        captions = encoder.texts([text for texts in data.captions for text in texts], f"captions of {name}")
     train = None if data.train is None else embed(data.train, encoder, seed)
     shifts = [embed(shift, encoder, seed) for shift in data.shifts]
     if not encoder.state.is_main_process:
@@ -174,22 +177,22 @@ class Encoder:
     def __post_init__(self):
         self.fingerprint = checkpoint_fingerprint(self.model, self.processor)
 
-    def images(self, dataset: Dataset) -> tuple[Tensor, list[int]] | tuple[None, None]:
+    def images(self, dataset: Dataset, about: str = "images") -> tuple[Tensor, list[int]] | tuple[None, None]:
         """
         Features of the column `image` before normalisation, `(num_rows, dim)`, and the rows of images that cannot be
-        opened; `None` but on the main process.
+        opened; `None` but on the main process. The progress bar says what it is `about`.
         """
-        options = {"batch_size": self.batch_size, "num_workers": self.num_workers, "progress": True}
+        options = {"batch_size": self.batch_size, "num_workers": self.num_workers, "progress": about}
         return self._kept("images", images_fingerprint(dataset), image_features, images=dataset["image"], **options)
 
-    def texts(self, texts: Sequence[str]) -> Tensor | None:
+    def texts(self, texts: Sequence[str], about: str = "texts") -> Tensor | None:
         """Features of texts before normalisation, `(num_texts, dim)`; `None` but on the main process."""
 
         def compute(*args, **options) -> tuple[Tensor, list[int]]:
             return text_embeddings(*args, normalize=False, **options), []
 
         fingerprint = _digest(json.dumps(texts).encode())
-        return self._kept("texts", fingerprint, compute, texts=texts, progress=len(texts) > 10_000)[0]
+        return self._kept("texts", fingerprint, compute, texts=texts, progress=about)[0]
 
     def _kept(
         self, kind: str, data_fingerprint: str, compute: Callable[..., tuple[Tensor, list[int]]], **options
@@ -265,7 +268,7 @@ def image_embeddings(
     normalize: bool = True,
     num_workers: int = 0,
     state: PartialState | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Tensor:
     r"""
     Embeddings of images, in their order.
@@ -286,8 +289,8 @@ def image_embeddings(
         state ([`~accelerate.PartialState`], *optional*):
             Processes that share the work. All of them must call this, and all get all the rows. Batches are cut as in
             one process, so that the numbers are the same.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
+        progress (`bool` or `str`, *optional*, defaults to `False`):
+            Whether to show a progress bar, or what it says.
 
     Returns:
         `torch.Tensor` of shape `(num_images, dim)`: float32, on the CPU.
@@ -309,7 +312,7 @@ def image_features(
     *,
     num_workers: int = 0,
     state: PartialState | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> tuple[Tensor, list[int]]:
     r"""
     Features of images as the projection leaves them, and the rows of the images that cannot be opened. A log message
@@ -343,7 +346,7 @@ def _encode_images(
     batch_size: int,
     num_workers: int,
     state: PartialState | None,
-    progress: bool,
+    progress: bool | str,
 ) -> tuple[Tensor, dict[int, BrokenImageError | None]]:
     if len(images) == 0:
         raise ValueError("There are no images to embed.")
@@ -365,7 +368,7 @@ def text_embeddings(
     *,
     normalize: bool = True,
     state: PartialState | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Tensor:
     r"""
     Embeddings of texts, in their order. Equal texts are embedded once and get equal embeddings.
@@ -407,7 +410,7 @@ def class_embeddings(
     batch_size: int = 256,
     *,
     state: PartialState | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Tensor:
     r"""
     One embedding for each class: the mean over prompt templates of unit embeddings, normalised again (CLIP, section
@@ -497,7 +500,7 @@ def _encode(
     batch_size: int,
     num_workers: int,
     state: PartialState | None,
-    progress: bool,
+    progress: bool | str,
 ) -> tuple[Tensor, dict[int, BrokenImageError | None]]:
     """Features, and the broken rows in their order, each with the error if this process met it."""
     process_index, num_processes = (0, 1) if state is None else (state.process_index, state.num_processes)
@@ -516,8 +519,9 @@ def _encode(
     was_training = model.training
     model.eval()
     try:
-        show = progress and process_index == 0
-        for rows, (batch, errors) in zip(own, tqdm(loader, disable=not show, unit="batch"), strict=True):
+        about, shown = progress if isinstance(progress, str) else None, bool(progress) and process_index == 0
+        bar = progress_bar(loader, about, disable=not shown, unit="batch")
+        for rows, (batch, errors) in zip(own, bar, strict=True):
             broken |= errors
             if not batch:
                 continue

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .intervals import Measure
+from .progress import progress_bar
 from .zero_shot import check_labels
 
 
@@ -81,7 +81,7 @@ def linear_probe(
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     num_steps = epochs * math.ceil(len(train_features) / batch_size)
     cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / num_steps)) / 2)
-    for _ in range(epochs):
+    for _ in progress_bar(range(epochs), "linear probe", unit="epoch"):
         order = torch.randperm(len(train_features), generator=generator).to(train_features.device)
         for rows in order.split(batch_size):
             optimizer.zero_grad()
@@ -130,7 +130,7 @@ def logistic_regression(
 
     best_score, best, weights = -1.0, C_GRID[0], inputs.new_zeros(len(classes), inputs.shape[1], dtype=torch.float64)
     # Once a weaker penalty is worse, still weaker ones are not tried.
-    for c in tqdm(C_GRID, desc="logistic regression, penalties", disable=None, leave=False):
+    for c in progress_bar(iter(C_GRID), "logistic regression", unit=" penalties"):
         weights = _fit(fitted_inputs, labels[fitted], variances, c, weights)
         score = (_predict(held_out_inputs, weights) == labels[held_out]).double().mean().item()
         if score < best_score:

@@ -303,7 +303,8 @@ def read_comparison(folder: Path | None) -> dict[str, Any] | None:
     if folder is None:
         return None
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        # Files of earlier versions have no `health`.
+        results = {"health": {}, **json.loads((folder / "results.json").read_text(encoding="utf-8"))}
         return {name: results[name] for name in COMPARED}
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} is not the output folder of cyclip compare: {error!r}") from error

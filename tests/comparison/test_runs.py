@@ -15,7 +15,7 @@ import pytest
 
 import modeling_cyclip
 from modeling_cyclip.commands.train import parse_arguments
-from modeling_cyclip.comparison.runs import OBJECTIVES, ComparisonArguments, plan_runs, train_runs
+from modeling_cyclip.comparison.runs import OBJECTIVES, ComparisonArguments, plan_runs, seconds_left, train_runs
 
 
 @pytest.fixture
@@ -108,6 +108,23 @@ def test_trainings_that_ended_are_not_run_again(arguments, trainer_script, capsy
     assert "3 of 4 trainings are there already" in capsys.readouterr().out
     assert all(run.cost()["seconds"] > 0 and run.cost()["peak_memory"] > 0 for run in runs)
     assert runs[0].cost()["gpu_memory"] == 15
+
+
+def test_each_training_is_named_with_its_log_when_it_begins_and_when_it_has_ended(arguments, trainer_script, capsys):
+    runs = plan_runs(ComparisonArguments(**arguments, seeds=[0]))[:2]
+    train_runs(runs)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0::2] == [f"{run.name} begins; its log is {run.folder / 'log.txt'}" for run in runs]
+    assert [line.partition(":")[0] for line in lines[1::2]] == [f"{run.name} has ended" for run in runs]
+    assert lines[3] == "C-CyCLIP, seed 0 has ended: 2 of 2 trainings are done"
+
+
+@pytest.mark.parametrize(
+    "running, waiting, at_a_time, expected",
+    [([], 3, 1, 30), ([4], 3, 2, 20), ([4, 0], 0, 2, 10), ([25], 0, 2, 0), ([], 3, 2, 20), ([9, 9, 9], 1, 4, 10)],
+)
+def test_time_left_knows_how_many_train_at_a_time(running, waiting, at_a_time, expected):
+    assert seconds_left([8, 12], running, waiting, at_a_time) == expected
 
 
 def test_trainings_side_by_side_share_the_visible_gpus(arguments, trainer_script, monkeypatch):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from datasets import ClassLabel, Dataset, Image, concatenate_datasets, load_data
 from modeling_cyclip.commands.evaluate import main
 from modeling_cyclip.evaluation.benchmarks import Benchmark
 from modeling_cyclip.evaluation.embeddings import class_embeddings, image_embeddings
+from modeling_cyclip.evaluation.progress import progress_bar
 from modeling_cyclip.evaluation.protocols import PROTOCOLS, Protocol
 from modeling_cyclip.evaluation.report import markdown_table
 from modeling_cyclip.evaluation.zero_shot import zero_shot
@@ -57,6 +59,20 @@ def test_zero_shot_is_the_default(run, checkpoint, data_folder, capsys):
     assert top1["items"] == 28
     assert 0 <= top1["low"] <= top1["value"] <= top1["high"] <= 1
     assert f"| zero_shot | top1 | {100 * top1['value']:.2f} % |" in capsys.readouterr().out
+
+
+def test_all_that_may_take_long_says_what_it_is(run, capsys):
+    run(*EVERYTHING, "--tasks", "all")
+    told = {line.partition(":")[0] for line in re.split(r"[\r\n]", capsys.readouterr().err)}
+    assert {f"images of colours0 [{split}]" for split in ("test", "train", "faded")} <= told
+    assert {"class prompts of colours0 [test]", "captions of colours0 [test]"} <= told
+    assert {"nearest reference images", "linear probe", "logistic regression", "items of one class", "k-means"} <= told
+
+
+def test_bars_in_a_file_are_written_every_ten_seconds(monkeypatch):
+    assert progress_bar(range(2), "a").mininterval == 10
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert progress_bar(range(2), "a").mininterval < 1
 
 
 def test_all_tasks_that_the_data_allow(run, checkpoint, tmp_path):
