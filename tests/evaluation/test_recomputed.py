@@ -237,3 +237,45 @@ def test_every_task_equals_an_independent_reference(results, digits, embedded):
         left = results[task].keys() - figures.keys()
         assert left <= {"logistic regression C", "logistic regression mean_per_class"}
         assert {name: results[task][name] for name in figures} == pytest.approx(figures, abs=1e-6), task
+
+
+def test_each_score_of_winoground_is_recomputed(model, checkpoint, embedded, tmp_path):
+    # As initialised, a model gives all images nearly one embedding, and so no example any score.
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(10 if weight.ndim > 1 else 1)
+    model.save_pretrained(checkpoint)
+    examples = list(zip(pictures(range(40)), pictures(range(60, 100)), strict=True))
+    columns = {f"image_{half}": [pair[half][0] for pair in examples] for half in (0, 1)}
+    for half in (0, 1):
+        digits_of = [(NAMES[pair[half][1]], NAMES[pair[1 - half][1]]) for pair in examples]
+        columns[f"caption_{half}"] = [f"{own} then {other} {row}" for row, (own, other) in enumerate(digits_of)]
+    features = {name: Image() if name.startswith("image") else Value("string") for name in columns}
+    Dataset.from_dict(columns, Features(features)).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    arguments = ["--model_name_or_path", checkpoint, "--dataset", str(tmp_path / "data"), "--tasks", "winoground"]
+    main([*arguments, "--output_dir", str(tmp_path / "out"), "--batch_size", "7"])
+    (tables,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"].values()
+
+    unit, features_of, texts, _ = embedded
+    images = [unit(features_of(columns[f"image_{half}"])) for half in (0, 1)]
+    captions = [texts(columns[f"caption_{half}"]) for half in (0, 1)]
+    found = {"text_score": [], "image_score": [], "group_score": []}
+    for row in range(len(examples)):
+
+        def similarity(image, caption, row=row):
+            return float(images[image][row] @ captions[caption][row])
+
+        # Each image prefers its own caption; each caption prefers its own image; both.
+        by_image = all(similarity(half, half) > similarity(half, 1 - half) for half in (0, 1))
+        by_caption = all(similarity(half, half) > similarity(1 - half, half) for half in (0, 1))
+        for name, right in (
+            ("text_score", by_image),
+            ("image_score", by_caption),
+            ("group_score", by_image and by_caption),
+        ):
+            found[name].append(right)
+    expected = {name: np.mean(right) for name, right in found.items()}
+    assert len({0.0, *expected.values(), 1.0}) == 5, expected
+    assert {name: figure["value"] for name, figure in tables["winoground"].items()} == pytest.approx(
+        expected, abs=1e-6
+    )
