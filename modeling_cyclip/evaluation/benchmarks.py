@@ -3,13 +3,15 @@
 import ast
 import csv
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import yaml
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -59,7 +61,9 @@ class Benchmark:
         try:
             if folder is not None:
                 return _read_labels_csv(folder), folder
-            return _lower_case(load_dataset("webdataset", data_files={split: shards}, split=split)), None
+            builder = _Shards(dataset_name="benchmark_shards", data_files={split: shards})
+            builder.download_and_prepare()
+            return builder.as_dataset(split), None
         except (DatasetGenerationError, ValueError, OSError) as error:
             raise ValueError(f"{self.path} (split {split}) cannot be loaded: {error}") from error
 
@@ -186,10 +190,17 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _lower_case(dataset: Dataset) -> Dataset:
-    """Columns of shards are named after the members' endings: `JPG` and `CLS` are `jpg` and `cls`."""
-    names = {name: name.lower() for name in dataset.column_names}
-    return dataset.rename_columns(names) if len(set(names.values())) == len(names) else dataset
+class _Shards(WebDataset):
+    """WebDataset shards whose columns are the members' endings in lower case, in whatever case each of them is."""
+
+    @classmethod
+    def _get_pipeline_from_tar(cls, tar_path: str, tar_iterator: Iterable) -> Iterator[dict]:
+        def in_lower_case() -> Iterator[tuple]:
+            for name, file in tar_iterator:
+                key, ending = base_plus_ext(name)
+                yield name if key is None else f"{key}.{ending.lower()}", file
+
+        yield from super()._get_pipeline_from_tar(tar_path, in_lower_case())
 
 
 def _read_labels_csv(folder: Path) -> Dataset:

@@ -199,6 +199,16 @@ def test_members_of_shards_may_be_in_upper_case(tmp_path):
     assert load(tmp_path).labels.tolist() == [1, 0]
 
 
+def test_members_of_a_shard_may_be_in_either_case(tmp_path):
+    samples = {}
+    for row, (image, label) in enumerate([("png", "cls"), ("PNG", "CLS"), ("png", "CLS"), ("PNG", "cls")] * 2):
+        samples |= {f"Row{row}.{image}": png(), f"Row{row}.{label}": str(row % 2).encode()}
+    write_shard(tmp_path / "test" / "0.tar", samples)
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    data = load(tmp_path)
+    assert data.labels.tolist() == [0, 1] * 4 and all(row["image"]["bytes"] for row in data.dataset)
+
+
 @pytest.mark.parametrize("found", ["val", "validation"])
 @pytest.mark.parametrize("asked", ["val", "validation"])
 def test_the_validation_split_by_either_name(tmp_path, found, asked):
@@ -478,12 +488,11 @@ def test_commit_of_a_set_on_the_hub(tmp_path):
 def test_shards_of_the_hub_are_read_at_one_commit(monkeypatch, tmp_path):
     asked, info = [], SimpleNamespace(sha="0b" * 20)
     monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: asked.append(name) or info)
-    benchmark, opened = Benchmark("user/wds_name"), {}
-    monkeypatch.setattr(
-        benchmarks, "load_dataset", lambda kind, data_files, split: opened.update(data_files) or Dataset.from_dict({})
-    )
-    dataset, _ = benchmark.load("train")
-    benchmark.load("test")
+    benchmark, opened, dataset = Benchmark("user/wds_name"), {}, Dataset.from_dict({"a": [1]})
+    opener = SimpleNamespace(download_and_prepare=lambda: None, as_dataset=lambda split: dataset)
+    monkeypatch.setattr(benchmarks, "_Shards", lambda data_files, **_: opened.update(data_files) or opener)
+    for split in ("train", "test"):
+        assert benchmark.load(split) == (dataset, None)
     assert opened == {split: f"hf://datasets/user/wds_name@{'0b' * 20}/{split}/*.tar" for split in ("train", "test")}
     assert benchmark.commit(dataset) == "0b" * 20 and asked == ["user/wds_name"]
     at_commit = {"repo_type": "dataset", "revision": "0b" * 20}
