@@ -53,7 +53,8 @@ def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) 
                 )
                 found[0] = last_complete_checkpoint(output_dir)
             else:
-                logger.info(f"{meant} is read from end to end, to see that it is whole.")
+                if Path(meant).is_dir():
+                    logger.info(f"{meant} is read from end to end, to see that it is whole.")
                 check_checkpoint(meant)
                 found[0] = meant
             if found[0] is not None:
