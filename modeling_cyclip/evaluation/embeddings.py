@@ -1,7 +1,6 @@
 """From a checkpoint and data to embeddings, which are kept."""
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from ..data.images import BrokenImageError, load_image
 from ..data.tokenizer import check_tokenizer, context_length, tokenize
 from ..modeling_cyclip import CyCLIPModel, give_usual_permissions
 from .arguments import EvaluationArguments
+from .content import digest
 from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet, without_images
 from .progress import progress_bar
 
@@ -82,20 +82,15 @@ def embed(data: EvaluationSet, encoder: "Encoder", seed: int) -> EmbeddedSet | N
         left_out = {row // size for row in broken}
         kept = [row for row in range(len(data.dataset)) if row // size not in left_out]
         if captions is not None:
-            counts = torch.tensor([len(texts) for texts in data.captions])
-            captions = captions[torch.isin(torch.arange(len(counts)).repeat_interleave(counts), torch.tensor(kept))]
+            captions = captions[torch.isin(_caption_images(data), torch.tensor(kept))]
         image_features, data = image_features[kept], without_images(data, kept, len(broken))
-    if data.train is not None:
-        data = replace(data, train=train.data)
-    data = replace(data, shifts=[shift.data for shift in shifts])
+    data = replace(data, train=None if train is None else train.data, shifts=[shift.data for shift in shifts])
     device = encoder.state.device
     class_embeds = caption_embeds = caption_images = None
     if prompts is not None:
         class_embeds = _class_means(F.normalize(prompts, dim=-1), len(data.class_names)).to(device)
     if captions is not None:
-        caption_embeds = F.normalize(captions, dim=-1).to(device)
-        counts = torch.tensor([len(texts) for texts in data.captions])
-        caption_images = torch.arange(len(counts)).repeat_interleave(counts).to(device)
+        caption_embeds, caption_images = F.normalize(captions, dim=-1).to(device), _caption_images(data).to(device)
     return EmbeddedSet(
         data=data,
         image_features=image_features.to(device),
@@ -109,6 +104,11 @@ def embed(data: EvaluationSet, encoder: "Encoder", seed: int) -> EmbeddedSet | N
         seed=seed,
         fingerprint=encoder.fingerprint,
     )
+
+
+def _caption_images(data: EvaluationSet) -> Tensor:
+    counts = torch.tensor([len(texts) for texts in data.captions])
+    return torch.arange(len(counts)).repeat_interleave(counts)
 
 
 def first_captions(embedded: EmbeddedSet) -> Tensor:
@@ -191,8 +191,7 @@ class Encoder:
         def compute(*args, **options) -> tuple[Tensor, list[int]]:
             return text_embeddings(*args, normalize=False, **options), []
 
-        fingerprint = _digest(json.dumps(texts).encode())
-        return self._kept("texts", fingerprint, compute, texts=texts, progress=about)[0]
+        return self._kept("texts", digest(list(texts)), compute, texts=texts, progress=about)[0]
 
     def _kept(
         self, kind: str, data_fingerprint: str, compute: Callable[..., tuple[Tensor, list[int]]], **options
@@ -252,11 +251,7 @@ def images_fingerprint(dataset: Dataset) -> str:
     paths = dataset.with_format(None).flatten()["image.path"]
     states = ((path, os.stat(path)) for path in paths if path is not None and os.path.isfile(path))
     files = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
-    return f"{dataset._fingerprint}-{_digest(repr(files).encode())}" if files else dataset._fingerprint
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return f"{dataset._fingerprint}-{digest(files)}" if files else dataset._fingerprint
 
 
 def image_embeddings(

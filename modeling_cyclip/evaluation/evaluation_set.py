@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, List, Value, interleave_datasets
@@ -39,18 +40,18 @@ class EvaluationSet:
 
     name: str  # dataset and split
     dataset: Dataset  # images undecoded, in the column `image`
-    labels: Tensor | None
-    class_names: list[str] | None
-    templates: list[str]
-    captions: list[list[str]] | None  # of each row
-    superclasses: Tensor | None  # of each class
-    is_winoground: bool  # whether rows 2i and 2i + 1 are the images and captions of one example of Winoground
     benchmark: Benchmark
+    templates: list[str]
+    is_winoground: bool  # whether rows 2i and 2i + 1 are the images and captions of one example of Winoground
+    labels: Tensor | None = None
+    class_names: list[str] | None = None
+    pooled_classes: bool = False  # whether the classes are the distinct values of a string column, over several splits
+    superclasses: Tensor | None = None  # of each class
+    captions: list[list[str]] | None = None  # of each row
     train: "EvaluationSet | None" = None  # reference images
     shifts: "Sequence[EvaluationSet]" = ()  # natural distribution shifts
     baseline_line: BaselineLine | None = None  # of a shifted set: the accuracy to expect on it
     num_folds: int | None = None  # without a training split: reference images are those of the other folds
-    pooled_classes: bool = False  # whether the classes are the distinct values of a string column, over several splits
     # What is wrong with the data that a protocol needs, by the names of `NEEDS`: only that protocol has to fail.
     problems: dict[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()  # what a reader of the figures should know of the data
@@ -63,15 +64,7 @@ class EvaluationSet:
 def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationSet:
     """The measured set with its reference images and its shifts, not yet embedded."""
     benchmark = open_benchmark(args.dataset)
-    split, train_split = args.split or benchmark.split, args.train_split or benchmark.train_split
-    if args.cross_validate is not None:
-        if args.train_split is not None:
-            raise ValueError(
-                "--train_split and --cross_validate both say where reference images come from: take one of them."
-            )
-        if args.cross_validate < 2:
-            raise ValueError(f"--cross_validate takes at least 2 folds, got {args.cross_validate}.")
-        train_split = None
+    split, train_split = args.split or benchmark.split, _train_split(args, benchmark)
     if benchmark.is_single and (args.split is not None or args.train_split is not None):
         raise ValueError(
             f"{args.dataset} is one file, without splits: leave --split and --train_split out, or give a folder with a file "
@@ -103,6 +96,19 @@ def load_data(args: DataArguments, baseline_points: str | None) -> EvaluationSet
     return replace(data, train=train, shifts=shifts, num_folds=args.cross_validate)
 
 
+def _train_split(args: DataArguments, benchmark: Benchmark) -> str | None:
+    """The split of reference images, if they come from one."""
+    if args.cross_validate is None:
+        return args.train_split or benchmark.train_split
+    if args.train_split is not None:
+        raise ValueError(
+            "--train_split and --cross_validate both say where reference images come from: take one of them."
+        )
+    if args.cross_validate < 2:
+        raise ValueError(f"--cross_validate takes at least 2 folds, got {args.cross_validate}.")
+    return None
+
+
 def load_evaluation_set(
     benchmark: Benchmark,
     split: str,
@@ -127,33 +133,12 @@ def load_evaluation_set(
     is_winoground = {"image_0", "image_1", "caption_0", "caption_1"} <= set(dataset.column_names)
     if is_winoground:
         dataset = _in_single_file(dataset)
-    coarse_column = None if labels_only else args.coarse_column
     label_column = args.label_column or _default_label(dataset)
-    labels = class_names = superclasses = captions = None
-    problems, notes, are_names = {}, [], False
+    coarse_column = None if labels_only else args.coarse_column
+    labelled, problems, captions = {}, {}, None
     if label_column is not None:
-        check_column(dataset, label_column, "--label_column")
-        are_names = dataset.features[label_column] in TEXT and not _are_numerals(whole[label_column][:])
-        pooled, before = {split: dataset}, {split: whole}
-        if are_names or coarse_column or args.exclude:
-            for other in class_splits:
-                if other not in pooled:
-                    before[other], _ = benchmark.load(other)
-                    pooled[other] = _without(before[other], args.exclude)
-        class_names, rows = _classes(pooled, label_column, benchmark, split, are_names)
-        if args.exclude and not are_names:
-            every = (label for part in before.values() for label in part[label_column][:])
-            labelled = {int(label) for label in every if not _is_missing(label)}
-            class_names, rows = _remaining(class_names, rows, labelled)
-        class_names, rows, notes = _of_different_names(class_names, rows)
-        labels = torch.tensor(rows[split])
-        if coarse_column is not None:
-            for part in pooled.values():
-                check_column(part, coarse_column, "--coarse_column")
-            try:
-                superclasses = _superclasses(pooled, rows, class_names, coarse_column, label_column)
-            except ValueError as error:
-                problems["superclasses"] = str(error)
+        options = {"exclude": args.exclude, "label_column": label_column, "coarse_column": coarse_column}
+        labelled, problems = _labelled(benchmark, split, whole, dataset, class_splits, **options)
     if not labels_only:
         try:
             captions = _captions(dataset, args.caption_column)
@@ -162,18 +147,52 @@ def load_evaluation_set(
     return EvaluationSet(
         name=name,
         dataset=_with_images(dataset, args.image_column, folder),
-        labels=labels,
-        class_names=class_names,
-        templates=templates or benchmark.templates(split) or GENERAL_TEMPLATES,
-        captions=captions,
-        superclasses=superclasses,
-        is_winoground=is_winoground,
         benchmark=benchmark,
-        pooled_classes=are_names,
+        templates=templates or benchmark.templates(split) or GENERAL_TEMPLATES,
+        is_winoground=is_winoground,
+        captions=captions,
         problems=problems,
-        notes=notes,
         commit=benchmark.commit(whole),
+        **labelled,
     )
+
+
+def _labelled(
+    benchmark: Benchmark,
+    split: str,
+    whole: Dataset,
+    dataset: Dataset,
+    class_splits: Iterable[str],
+    *,
+    exclude: str | None,
+    label_column: str,
+    coarse_column: str | None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields of an [`EvaluationSet`] that are made of its labels, and its problems. `whole` is the set without `exclude`."""
+    check_column(dataset, label_column, "--label_column")
+    are_names = dataset.features[label_column] in TEXT and not _are_numerals(whole[label_column][:])
+    pooled, before = {split: dataset}, {split: whole}
+    if are_names or coarse_column or exclude:
+        for other in class_splits:
+            if other not in pooled:
+                before[other], _ = benchmark.load(other)
+                pooled[other] = _without(before[other], exclude)
+    class_names, rows = _classes(pooled, label_column, benchmark, split, are_names)
+    if exclude and not are_names:
+        every = (label for part in before.values() for label in part[label_column][:])
+        labelled = {int(label) for label in every if not _is_missing(label)}
+        class_names, rows = _remaining(class_names, rows, labelled)
+    class_names, rows, notes = _of_different_names(class_names, rows)
+    superclasses, problems = None, {}
+    if coarse_column is not None:
+        for part in pooled.values():
+            check_column(part, coarse_column, "--coarse_column")
+        try:
+            superclasses = _superclasses(pooled, rows, class_names, coarse_column, label_column)
+        except ValueError as error:
+            problems["superclasses"] = str(error)
+    found = {"labels": torch.tensor(rows[split]), "class_names": class_names, "superclasses": superclasses}
+    return {**found, "pooled_classes": are_names, "notes": notes}, problems
 
 
 def without_images(data: EvaluationSet, kept: list[int], num_broken: int) -> EvaluationSet:

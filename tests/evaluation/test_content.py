@@ -70,7 +70,7 @@ def embedded_set(num_folds):
     embeds, labels = random_embeds(36, 6, seed=0), random_labels(36, 3)
     # The last six images are those before them.
     rows = images([*range(30), *range(24, 30)])
-    data = EvaluationSet("a", rows, labels, list("abc"), [], None, None, False, None, num_folds=num_folds)
+    data = EvaluationSet("a", rows, None, [], False, labels, list("abc"), num_folds=num_folds)
     classes = random_embeds(3, 6, seed=1)
     return EmbeddedSet(data, 3 * embeds, embeds, labels, classes, None, None, None, [], 0, "")
 
