@@ -113,6 +113,9 @@ class DataArguments:
                 raise ValueError(f"--source_weights must be above 0, got {' '.join(map(str, self.source_weights))}.")
         if isinstance(self.train_file, list) and len(self.train_file) == 1:
             (self.train_file,) = self.train_file
+        for limit in ("max_train_samples", "max_eval_samples"):
+            if (number := getattr(self, limit)) is not None and number < 1:
+                raise ValueError(f"--{limit} must be at least 1, got {number}.")
         if self.synonyms is not None and not self.inmodal_contrastive:
             raise ValueError("--synonyms goes with --inmodal_contrastive, which augments captions.")
         if self.overfit_check is not None and self.overfit_check < 2:

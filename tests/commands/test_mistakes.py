@@ -101,6 +101,8 @@ TYPED = {
     f"{GOOD} --per_device_train_batch_size 1": "A batch of one pair has no negatives, so its loss is 0 whatever the model: "
     "set `per_device_train_batch_size` to 2 at least",
     f"{GOOD} --num_train_epochs 0 --max_steps -1": "`num_train_epochs` is 0 and `max_steps` is not set: there is no step to train.",
+    f"{GOOD} --max_train_samples 0": "--max_train_samples must be at least 1, got 0.",
+    f"{GOOD} --validation_file pairs.csv --max_eval_samples -1": "--max_eval_samples must be at least 1, got -1.",
     f"{GOOD} --dataloader_num_workers -1": "`dataloader_num_workers` must be at least 0, got -1.",
     f"{GOOD} --report_to foo": "--report_to foo is no reporter; installed are ",
     f"{GOOD} --report_to nothing_here tensorboard": "tensorboard stands alone",
