@@ -39,6 +39,8 @@ WIDGET = [
         "example_title": "Cat & Dog",
     }
 ]
+# The objective, by which of the two cyclic weights, in-modal and cross-modal, are not zero.
+OBJECTIVES = {(False, False): "CLIP", (False, True): "C-CyCLIP", (True, False): "I-CyCLIP", (True, True): "CyCLIP"}
 # What the card says of the end of the training, by the name in the log.
 LOGGED = {
     "loss": "training loss",
@@ -142,23 +144,16 @@ def make_card(
     )
     run, comparison = without_folders(run), without_folders(comparison)
     datasets, base_model = datasets or run.get("dataset"), base_model or run.get("base_model")
-    figures = [figure for figure in figures if not _is_certain(figure)]
+    # Any model finds the right class among the first ten of ten.
+    figures = [figure for figure in figures if figure.chance != 1]
+    shown = headlines(figures)
     name = Path(model_id).resolve().name
     logs = state.get("log_history", [])
     last_log = {name: value for entry in logs for name, value in entry.items()}
     # Both count all parts of a training that was resumed; without its end there is only the second.
     times = [entry.get("train_runtime", entry.get("train_seconds")) for entry in logs]
 
-    objectives = {(False, False): "CLIP", (False, True): "C-CyCLIP", (True, False): "I-CyCLIP", (True, True): "CyCLIP"}
     inmodal, crossmodal = (config.get(f"{term}_cyclic_weight", 0) for term in ("inmodal", "crossmodal"))
-    is_resnet = config["model_type"] == "cyclip"
-    vision, text = config["vision_config"], config["text_config"]
-    if is_resnet:
-        tower = f"CLIP's ResNet with {' + '.join(map(str, vision['depths']))} blocks"
-    else:
-        layers, width = vision["num_hidden_layers"], vision["hidden_size"]
-        tower = f"vision transformer ({layers} layers of width {width}, patches of {vision['patch_size']} pixels)"
-
     data = ModelCardData(
         language=language,
         license=license or run.get("model", {}).get("license"),
@@ -168,8 +163,8 @@ def make_card(
         datasets=datasets,
         tags=["clip", "cyclip", "contrastive-learning", *_listed(tags)],
         widget=WIDGET,
-        model_name=name if headlines(figures) else None,
-        eval_results=eval_results(headlines(figures)) or None,
+        model_name=name if shown else None,
+        eval_results=eval_results(shown) or None,
     )
     # The template also takes the license, from the metadata.
     return ModelCard.from_template(
@@ -179,10 +174,9 @@ def make_card(
         model_id=model_id,
         quoted_id=shlex.quote(model_id),
         config=config,
-        is_resnet=is_resnet,
-        architecture=f"A {tower} and a text transformer ({text['num_hidden_layers']} layers of width "
-        f"{text['hidden_size']})",
-        objective=objectives[inmodal != 0, crossmodal != 0],
+        is_resnet=_is_resnet(config),
+        architecture=_describe_architecture(config),
+        objective=OBJECTIVES[inmodal != 0, crossmodal != 0],
         inmodal=inmodal,
         crossmodal=crossmodal,
         parameters=f"{count_parameters(output_dir):,}",
@@ -195,10 +189,24 @@ def make_card(
         at_the_end={label: last_log[name] for name, label in LOGGED.items() if name in last_log}
         | {label: evaluated[name] for name, label in EVALUATED.items() if name in evaluated},
         has_curve=draw_training_curve(logs, output_dir / CURVE),
-        tables=[table for table in (_rows(headlines(figures)), _rows(others(figures))) if table],
+        tables=[table for table in (_rows(shown), _rows([one for one in figures if one not in shown])) if table],
         comparison=comparison,
         answer=None if comparison is None else answer(comparison),
     )
+
+
+def _is_resnet(config: dict[str, Any]) -> bool:
+    return config["model_type"] == "cyclip"
+
+
+def _describe_architecture(config: dict[str, Any]) -> str:
+    vision, text = config["vision_config"], config["text_config"]
+    if _is_resnet(config):
+        tower = f"CLIP's ResNet with {' + '.join(map(str, vision['depths']))} blocks"
+    else:
+        layers, width = vision["num_hidden_layers"], vision["hidden_size"]
+        tower = f"vision transformer ({layers} layers of width {width}, patches of {vision['patch_size']} pixels)"
+    return f"A {tower} and a text transformer ({text['num_hidden_layers']} layers of width {text['hidden_size']})"
 
 
 def _describe_start(run: dict[str, Any], base_model: str | None) -> str | None:
@@ -242,20 +250,7 @@ def _describe_data(run: dict[str, Any], datasets: list[str]) -> str:
 
 def headlines(figures: Iterable[Figure]) -> list[Figure]:
     """The figures that stand for their protocols: those of `HEADLINES`, and those that the paper reports on the set."""
-    return [figure for figure in figures if _is_headline(figure)]
-
-
-def others(figures: Iterable[Figure]) -> list[Figure]:
-    return [figure for figure in figures if not _is_headline(figure)]
-
-
-def _is_headline(figure: Figure) -> bool:
-    return figure.is_main or figure.name in HEADLINES.get(figure.task, ())
-
-
-def _is_certain(figure: Figure) -> bool:
-    """Whether any model would have this figure: the right class is among the first ten of ten."""
-    return figure.chance == 1
+    return [figure for figure in figures if figure.is_main or figure.name in HEADLINES.get(figure.task, ())]
 
 
 def _rows(figures: list[Figure]) -> list[str]:

@@ -94,28 +94,16 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
     Raises:
         `ValueError`: there is no such file, or none of its results are of that checkpoint.
     """
-    names = list(names)
-    try:
-        header = json.loads(Path(path).read_text(encoding="utf-8"))
-        tables, data = header.pop("results"), header["data"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a results.json of cyclip evaluate: {error!r}") from error
-    wanted = {Path(name).resolve() for name in names}
-    heading = next((heading for heading in tables if Path(heading).resolve() in wanted), None)
-    if heading is None:
-        raise ValueError(
-            f"{path} has results of {', '.join(tables)}, but none of {', '.join(names)}. If one of them is this model "
-            "from before it was moved, name it with --results_of."
-        )
+    header, tables, heading = _open(path, list(names))
     table = {
         task: {_without_folder(name): figure for name, figure in figures.items()}
         for task, figures in tables[heading].items()
     }
-    match = re.fullmatch(r"(.*) \[(.*)\]", data)
-    dataset, split = match.groups() if match else (data, None)
+    match = re.fullmatch(r"(.*) \[(.*)\]", header["data"])
+    dataset, split = match.groups() if match else (header["data"], None)
     dataset_id, dataset_name = dataset if _is_on_the_hub(dataset) else None, Path(dataset).name
     plots = header.pop("plots", None)
-    header = _without_folders(header, heading)
+    header = _publishable(header, heading)
     header["data"] = (dataset_id or dataset_name) + (f" [{split}]" if split else "")
     main = header.get("metric of the paper") or "top1"
     settings = {task: _setting(header.get("setting", {}), task) for task in table}
@@ -146,6 +134,23 @@ def read_results(path: str | Path, names: Iterable[str]) -> Evaluation:
     return Evaluation(drawn if heading == next(iter(tables)) else [], header, table, figures)
 
 
+def _open(path: str | Path, names: list[str]) -> tuple[dict, dict[str, dict], str]:
+    """The head of a results.json, its tables, and what it calls the checkpoint of these names."""
+    try:
+        header = json.loads(Path(path).read_text(encoding="utf-8"))
+        tables, _ = header.pop("results"), header["data"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a results.json of cyclip evaluate: {error!r}") from error
+    wanted = {Path(name).resolve() for name in names}
+    for heading in tables:
+        if Path(heading).resolve() in wanted:
+            return header, tables, heading
+    raise ValueError(
+        f"{path} has results of {', '.join(tables)}, but none of {', '.join(names)}. If one of them is this model from "
+        "before it was moved, name it with --results_of."
+    )
+
+
 def _setting(setting: Mapping[str, str], task: str) -> str | None:
     """What of a setting shapes the figures of a task, in words."""
     shaping = {name: SHAPING[name] for name in setting}
@@ -154,7 +159,7 @@ def _setting(setting: Mapping[str, str], task: str) -> str | None:
     return "; ".join(parts) or None
 
 
-def _without_folders(header: dict, heading: str) -> dict:
+def _publishable(header: dict, heading: str) -> dict:
     """What may be published of the head of a results.json: no local folders, and nothing of other checkpoints."""
     header = dict(header)
     if "checkpoints" in header:
