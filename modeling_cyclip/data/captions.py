@@ -238,10 +238,9 @@ def open_table(
                 f"{path} holds no table that is found by its name, and `datasets` takes [, ? and * in the name of "
                 "a folder for a pattern: rename it."
             )
+    folder = path if path.is_dir() else None
     try:
-        return load_dataset(
-            str(path) if path.is_dir() else source, config_name, split=split
-        ), path if path.is_dir() else None
+        return load_dataset(source if folder is None else str(folder), config_name, split=split), folder
     except DatasetNotFoundError as error:
         raise ValueError(
             f"{source} is no file or folder here, and the Hub says: {error} Check the name. A private or gated set wants "
@@ -351,17 +350,20 @@ def read_captions(dataset: Dataset, column: str, templates: list[str] | None) ->
             raise ValueError(f"--caption_templates: {error}") from error
         names = [name.replace("_", " ") for name in feature.names]
         captions = [[template.replace("{}", name) for template in templates] for name in names]
-        return _with_lists(dataset, lambda label: [] if label in MISSING_LABELS else captions[label])
+        return _with_lists(dataset, lambda label, _: [] if label in MISSING_LABELS else captions[label])
     if templates:
         raise ValueError(f"--caption_templates goes with a class label column; '{column}' holds {describe(feature)}.")
     if isinstance(feature, List | LargeList) and feature.feature in TEXT:
-        return _with_lists(dataset, lambda texts: [text for text in texts or [] if _has_caption(text)])
+        return _with_lists(dataset, lambda texts, _: [text for text in texts or [] if text and text.strip()])
     if feature not in TEXT:
         raise ValueError(
             f"Column '{column}' holds {describe(feature)}, not captions (text or lists of texts). Set --caption_column."
         )
     dataset = dataset.rename_columns({column: "caption"})
-    return _parsed_lists(dataset) if _has_lists(dataset) else dataset
+    if not _has_lists(dataset):
+        return dataset
+    logger.info("Captions that are lists in text are read as lists.")
+    return _with_lists(dataset, _parsed_list)
 
 
 def _has_lists(dataset: Dataset) -> bool:
@@ -370,41 +372,29 @@ def _has_lists(dataset: Dataset) -> bool:
     return any(pc.any(pc.match_substring_regex(batch["caption"], LIST.pattern)).as_py() for batch in batches)
 
 
-def _parsed_lists(dataset: Dataset) -> Dataset:
-    def parsed(text: str | None, row: int) -> dict[str, list[str]]:
-        texts = [text]
-        if text is not None and LIST.match(text):
-            try:
-                texts = (
-                    json.loads(text) if text.lstrip()[1:].lstrip().startswith('"') else ast.literal_eval(text.strip())
-                )
-            except (ValueError, SyntaxError) as error:
-                raise ValueError(
-                    f"Row {row + 1} has a caption that begins like a list but is none: {text[:80]!r}."
-                ) from error
-        return {"caption": [text for text in texts if isinstance(text, str) and _has_caption(text)]}
-
-    logger.info("Captions that are lists in text are read as lists.")
-    features = Features(caption=List(Value("string")))
-    return dataset.map(parsed, with_indices=True, input_columns="caption", features=features, desc="Reading captions")
+def _parsed_list(text: str | None, row: int) -> list[str]:
+    texts = [text]
+    if text is not None and LIST.match(text):
+        try:
+            texts = json.loads(text) if text.lstrip()[1:].lstrip().startswith('"') else ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"Row {row + 1} has a caption that begins like a list but is none: {text[:80]!r}."
+            ) from error
+    return [text for text in texts if isinstance(text, str) and text.strip()]
 
 
-def _with_lists(dataset: Dataset, to_captions: Callable[[Any], list[str]]) -> Dataset:
-    """The only column as lists of captions."""
+def _with_lists(dataset: Dataset, to_captions: Callable[[Any, int], list[str]]) -> Dataset:
+    """The only column as lists of captions, which are made of a value and its row."""
     (column,) = dataset.column_names
     return dataset.map(
-        lambda value: {"caption": to_captions(value)},
+        lambda value, row: {"caption": to_captions(value, row)},
+        with_indices=True,
         input_columns=column,
         remove_columns=column,
         features=Features(caption=List(Value("string"))),
         desc="Reading captions",
     )
-
-
-def _has_caption(caption: str | list[str] | None) -> bool:
-    if caption is None or isinstance(caption, str):
-        return bool(caption and caption.strip())
-    return any(_has_caption(text) for text in caption)
 
 
 def _check_images(dataset: Dataset, purpose: str) -> None:

@@ -59,11 +59,11 @@ def find_columns(dataset: Dataset, image_column: str | None, caption_column: str
             continue
         options.append(f"--{kind}_column")
         if column is not None:
-            problems.append(f"There is no column '{column}'")
+            problems.append(f"there is no column '{column}'")
         elif candidates:
-            problems.append(f"Several columns may hold the {kind}s, {' and '.join(candidates)}")
+            problems.append(f"several columns may hold the {kind}s, {' and '.join(candidates)}")
         else:
-            problems.append(f"No column has a usual name of {kind}s")
+            problems.append(f"no column has a usual name of {kind}s")
     urls = _urls(dataset, found.get("image"), image_column)
     if urls is not None:
         raise ValueError(
@@ -71,9 +71,9 @@ def find_columns(dataset: Dataset, image_column: str | None, caption_column: str
             "another of URLs and captions, and train on --train_shards 'FOLDER/*.tar'."
         )
     if problems:
-        text = "; there is".join("; ".join(problems).split("; There is"))
+        text = "; ".join(problems)
         raise ValueError(
-            f"{text}; the data has {', '.join(dataset.column_names)}. Set {' and '.join(options)}{_advice(dataset)}."
+            f"{text[0].upper()}{text[1:]}; the data has {', '.join(dataset.column_names)}. Set {' and '.join(options)}{_advice(dataset)}."
         )
     return found["image"], found["caption"]
 

@@ -134,7 +134,7 @@ def _walk(folder: Path) -> list[Path]:
 
 def _images_with_captions(folder: Path) -> tuple[Dataset, Path] | None:
     """Images and the captions of the files beside them that have the same name; `None` where no image has one."""
-    rows = {"image": [], "caption": []}
+    rows: list[tuple[str, list[str]]] = []
     without_caption, without_image, num_images = [], [], 0
     for root, _, names in os.walk(folder, followlinks=True):
         texts = {name for name in names if name.lower().endswith(SIDECARS)}
@@ -147,15 +147,14 @@ def _images_with_captions(folder: Path) -> tuple[Dataset, Path] | None:
             for sidecar in sidecars:
                 path = Path(root, sidecar)
                 if captions := captions_of(path.read_bytes(), is_json=path.suffix.lower() == ".json"):
-                    rows["image"].append(os.path.join(root, name))
-                    rows["caption"].append(captions)
+                    rows.append((os.path.join(root, name), captions))
                     break
             else:
                 without_caption.append(os.path.join(root, name))
         without_image += [os.path.join(root, name) for name in sorted(texts - used) if not name.endswith(".json")]
-    if not rows["image"]:
+    if not rows:
         return None
-    logger.info(f"{folder}: {len(rows['image'])} images with captions in files beside them.")
+    logger.info(f"{folder}: {len(rows)} images with captions in files beside them.")
     if without_caption:
         logger.warning(
             f"{len(without_caption)} of {num_images} images have no usable caption beside them and are left out, the first "
@@ -163,5 +162,5 @@ def _images_with_captions(folder: Path) -> tuple[Dataset, Path] | None:
         )
     if without_image:
         logger.warning(f"{len(without_image)} captions have no image beside them, the first one: {without_image[0]}")
-    order = sorted(range(len(rows["image"])), key=rows["image"].__getitem__)
-    return Dataset.from_dict({name: [values[row] for row in order] for name, values in rows.items()}), folder
+    images, captions = zip(*sorted(rows), strict=True)
+    return Dataset.from_dict({"image": images, "caption": captions}), folder

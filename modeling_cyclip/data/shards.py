@@ -159,13 +159,14 @@ def _make_indexes(shards: list[str]) -> list[tuple[Path | None, dict[str, Any]]]
 def _make_index(shard: str) -> tuple[Path | None, dict[str, Any]]:
     try:
         identity = _identity(shard)
-        rows, report = _walk(shard, identity["size"])
+        parts, problem = _walk(shard, identity["size"])
     except OSError as error:
         # This is not kept: next time the disk or the permissions may be better, with the same size and time of the file.
         problem = f"cannot be read ({error.strerror or error})"
         left_out = {reason: [] for reason in REASONS}
         return None, {"path": shard, "problem": problem, "num_samples": 0, "left_out": left_out}
-    report = {**identity, **report, "num_samples": len(rows)}
+    rows, left_out = _rows(shard, parts)
+    report = {**identity, "problem": problem, "left_out": left_out, "num_samples": len(rows)}
     table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
     table = table.replace_schema_metadata({**table.schema.metadata, b"shard": json.dumps(report).encode()})
     beside, cache = _index_paths(shard)
@@ -190,11 +191,10 @@ def write_stream(schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Pat
     return path
 
 
-def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of a shard, and its faults: the `problem` that ends it early and the keys of the samples `left_out`."""
+def _walk(shard: str, file_size: int) -> tuple[dict[str, list[dict[str, Any]]], str | None]:
+    """The parts of a shard's samples, by key, and the problem that ends it early."""
     parts: dict[str, list[dict[str, Any]]] = {}
     previous_key = None
-    problem = None
     with open(shard, "rb") as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:")
@@ -215,11 +215,15 @@ def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, A
         except OSError:
             raise
         except EOFError as error:
-            problem = f"is cut off, it ends {error}"
+            return parts, f"is cut off, it ends {error}"
         # tarfile raises nearly anything on damaged headers.
         except Exception as error:
-            problem = f"is no tar, or a compressed or damaged one ({type(error).__name__}: {error})"
+            return parts, f"is no tar, or a compressed or damaged one ({type(error).__name__}: {error})"
+    return parts, None
 
+
+def _rows(shard: str, parts: dict[str, list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """The rows of the samples that are whole, and by reason the keys of those left out."""
     samples = {}
     rows, left_out = [], {reason: [] for reason in REASONS}
     for key, its_parts in parts.items():
@@ -231,7 +235,7 @@ def _walk(shard: str, file_size: int) -> tuple[list[dict[str, Any]], dict[str, A
             rows.append({"image": {"path": _unicode(shard), **sample["image"]}, "caption": captions})
         elif not _belongs_to_another(key, samples):
             left_out["caption" if "image" in sample else "image"].append(key)
-    return rows, {"problem": problem, "left_out": left_out}
+    return rows, left_out
 
 
 def _add_member(

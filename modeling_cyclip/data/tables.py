@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -118,44 +119,22 @@ def _csv(path: Path, delimiter: str | None, has_quoting: bool, notes: Notes) -> 
     stripped = [name.strip() or f"column {number}" for number, name in enumerate(names, 1)]
     if repeated := [name for number, name in enumerate(stripped) if name in stripped[:number]]:
         raise ValueError(f"{path} has two columns named '{repeated[0]}'.")
-    # `image, caption` in the header: the values have spaces behind the comma, too.
-    is_spaced = any(name != name.strip() for name in names)
-    rows = lambda: _rows(path, encoding, delimiter, has_quoting, len(names), num_lines)  # noqa: E731
+    check_rows = partial(_check_rows, path, encoding, delimiter, has_quoting, len(names), num_lines)
     schema = pa.schema([(name, pa.string()) for name in stripped])
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        has_line_breaks = False
-        try:
-            reader = arrow_csv.open_csv(
-                path,
-                arrow_csv.ReadOptions(
-                    column_names=stripped,
-                    skip_rows=num_lines,
-                    encoding=encoding.removesuffix("-sig"),  # Arrow passes over the mark by itself
-                    block_size=BLOCK_SIZE,
-                ),
-                arrow_csv.ParseOptions(
-                    delimiter=delimiter, quote_char='"' if has_quoting else False, newlines_in_values=has_quoting
-                ),
-                arrow_csv.ConvertOptions(column_types=schema, strings_can_be_null=False, null_values=[]),
-            )
-            for batch in reader:
-                if is_spaced:
-                    columns = [pc.utf8_trim_whitespace(column) for column in batch.columns]
-                    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-                has_line_breaks |= any(pc.any(pc.match_substring(column, "\n")).as_py() for column in batch.columns)
-                yield batch
-        except pa.ArrowInvalid as error:
-            if "Empty CSV" in str(error):
-                raise ValueError(f"{path} cannot be read as csv: it has no rows.") from error
-            for _ in rows():  # raises where a line is wrong
-                pass
-            raise
-        # A line break within a value is either a quoted one, or what an open quotation mark has swallowed.
-        if has_line_breaks:
-            for _ in rows():
-                pass
-
+    reader = partial(
+        arrow_csv.open_csv,
+        path,
+        arrow_csv.ReadOptions(
+            column_names=stripped,
+            skip_rows=num_lines,
+            encoding=encoding.removesuffix("-sig"),  # Arrow passes over the mark by itself
+            block_size=BLOCK_SIZE,
+        ),
+        arrow_csv.ParseOptions(
+            delimiter=delimiter, quote_char='"' if has_quoting else False, newlines_in_values=has_quoting
+        ),
+        arrow_csv.ConvertOptions(column_types=schema, strings_can_be_null=False, null_values=[]),
+    )
     if not has_quoting and _looks_quoted(path, delimiter):
         # As if a program had quoted the values of a table without quoting.
         text = (
@@ -163,7 +142,33 @@ def _csv(path: Path, delimiter: str | None, has_quoting: bool, notes: Notes) -> 
             "the marks are not meant, name the file .csv."
         )
         notes.append((logging.WARNING, text))
-    return schema, batches()
+    # `image, caption` in the header: the values have spaces behind the comma, too.
+    return schema, _csv_batches(path, reader, check_rows, is_spaced=names != [name.strip() for name in names])
+
+
+def _csv_batches(
+    path: Path,
+    open_reader: Callable[[], arrow_csv.CSVStreamingReader],
+    check_rows: Callable[[], None],
+    is_spaced: bool,
+) -> Iterator[pa.RecordBatch]:
+    """The batches of a csv. Where something is wrong, `check_rows` raises a `ValueError` with its line."""
+    has_line_breaks = False
+    try:
+        for batch in open_reader():
+            if is_spaced:
+                columns = [pc.utf8_trim_whitespace(column) for column in batch.columns]
+                batch = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+            has_line_breaks |= any(pc.any(pc.match_substring(column, "\n")).as_py() for column in batch.columns)
+            yield batch
+    except pa.ArrowInvalid as error:
+        if "Empty CSV" in str(error):
+            raise ValueError(f"{path} cannot be read as csv: it has no rows.") from error
+        check_rows()
+        raise
+    # A line break within a value is either a quoted one, or what an open quotation mark has swallowed.
+    if has_line_breaks:
+        check_rows()
 
 
 def _encoding(beginning: bytes) -> str:
@@ -189,10 +194,8 @@ def _header(path: Path, encoding: str, delimiter: str | None, has_quoting: bool)
         return next(reader), num_blank + reader.line_num, delimiter
 
 
-def _rows(
-    path: Path, encoding: str, delimiter: str, has_quoting: bool, num_fields: int, num_lines: int
-) -> Iterator[list[str]]:
-    """The rows behind the header, to find what is wrong: raises a `ValueError` at the first line that is no row."""
+def _check_rows(path: Path, encoding: str, delimiter: str, has_quoting: bool, num_fields: int, num_lines: int) -> None:
+    """Reads the rows behind the header. Raises a `ValueError` at the first line that is no row."""
     previous_line = num_lines
     try:
         with path.open(encoding=encoding, newline="" if has_quoting else None) as file:
@@ -218,7 +221,6 @@ def _rows(
                 for value in row:
                     if "\n" in value:
                         _refuse_rows_within(value, path, previous_line + 1, delimiter, num_fields)
-                yield row
                 previous_line = num_lines + reader.line_num
     except csv.Error as error:
         raise ValueError(f"{path}, line {previous_line + 1}: {OPEN_QUOTE}") from error

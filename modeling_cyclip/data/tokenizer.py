@@ -122,10 +122,10 @@ def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:
     """
-    Raises a `ValueError` where there is no vocabulary, where ids exceed the model's embeddings, or where the model would not find the end-of-text token,
-    at which it reads the text feature, at the end of every caption. A CLIP model of transformers reads it at the first
-    `eos_token_id`. But it takes the value 2 for a configuration from before that rule, and reads at the highest id of the
-    sequence instead.
+    Raises a `ValueError` where there is no vocabulary, where ids exceed the model's embeddings, or where the model would not
+    find the end-of-text token, at which it reads the text feature, at the end of every caption. A CLIP model of
+    transformers reads it at the first `eos_token_id`. But it takes the value 2 for a configuration from before that rule,
+    and reads at the highest id of the sequence instead.
     """
     text_config = config.text_config
     if tokenizer.eos_token_id is None:

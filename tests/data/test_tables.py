@@ -129,7 +129,7 @@ REFUSED = {
     "lists of rows under names": ("p.json", '{"train": [{"image": "a.png", "caption": "a"}]}', "lists named train"),
     "two unknown columns": (
         "p.csv", "x,y\na.png,a\n",
-        "No column has a usual name of images; No column has a usual name of captions; the data has x, y. Set --image_column "
+        "No column has a usual name of images; no column has a usual name of captions; the data has x, y. Set --image_column "
         "and --caption_column",
     ),
     "two columns that fit": ("p.csv", "image,text,title\na.png,a,b\n", "Several columns may hold the captions, text and title"),
