@@ -75,7 +75,7 @@ def neighbour_votes(
         raise ValueError(f"k must be between 1 and the {len(reference_embeds)} reference images, got {list(ks)}.")
     votes = {k: reference_labels.new_empty(len(image_embeds)) for k in ks}
     chunks = similarity_chunks(image_embeds, reference_embeds)
-    for rows, similarities in progress_bar(chunks, "nearest reference images", unit=" chunks"):
+    for rows, similarities in progress_bar(chunks, "nearest reference images", unit=" chunks", delay=2):
         labels = reference_labels[nearest(similarities, max(ks))]
         for k, winners in majority_votes(labels, ks).items():
             votes[k][rows] = winners

@@ -81,7 +81,7 @@ def linear_probe(
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     num_steps = epochs * math.ceil(len(train_features) / batch_size)
     cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / num_steps)) / 2)
-    for _ in progress_bar(range(epochs), "linear probe", unit="epoch"):
+    for _ in progress_bar(range(epochs), "linear probe", unit="epoch", delay=2):
         order = torch.randperm(len(train_features), generator=generator).to(train_features.device)
         for rows in order.split(batch_size):
             optimizer.zero_grad()

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 def progress_bar(iterable: Iterable, description: str | None, **options) -> tqdm:
     """
-    A bar that is there as soon as the work begins. A file keeps everything that is written to it, so that there a bar is
-    written every ten seconds only.
+    A bar that is there as soon as the work begins, or after a `delay` where steps are short. A file keeps everything that is
+    written to it, so that there a bar is written every five seconds only.
     """
-    return tqdm(iterable, description, mininterval=0.1 if sys.stderr.isatty() else 10, **options)
+    return tqdm(iterable, description, mininterval=0.1 if sys.stderr.isatty() else 5, **options)

@@ -134,7 +134,7 @@ def write_report(output_dir: Path, header: dict, tables: dict[str, dict], plots:
         for plot in plots
     )
     body = "\n\n".join(part for part in ("# Evaluation", facts, text, pictures) if part)
-    (output_dir / "results.md").write_text(body + "\n")
+    (output_dir / "results.md").write_text(body + "\n", encoding="utf-8")
     return text
 
 

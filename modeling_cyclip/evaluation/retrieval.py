@@ -133,7 +133,8 @@ def same_class_retrieval(embeds: Tensor, labels: Tensor) -> dict[str, Measure]:
     if not is_query.any():
         raise ValueError("Retrieval by class needs at least two items of one class.")
     places = torch.arange(1, len(embeds), device=embeds.device)
-    for rows, similarities in progress_bar(similarity_chunks(embeds, embeds), "items of one class", unit=" chunks"):
+    chunks = similarity_chunks(embeds, embeds)
+    for rows, similarities in progress_bar(chunks, "items of one class", unit=" chunks", delay=2):
         # The query itself goes last, behind all others, and is cut off.
         similarities.diagonal(rows.start).fill_(float("-inf"))
         order = similarities.argsort(dim=1, descending=True, stable=True)[:, :-1]
