@@ -20,7 +20,7 @@ from .columns import MISSING_LABELS, TEXT, describe, find_columns, only_images, 
 from .folders import open_folder
 from .images import BrokenImageError, load_image
 from .shards import load_shards
-from .sources import UNPACK, mix, read_sources
+from .sources import UNPACK, check_weights, mix, read_sources
 from .tables import FILE_FORMATS, read_table
 
 
@@ -109,8 +109,7 @@ class DataArguments:
                     f"--source_weights takes one weight for each of several files: --train_file has {num_files}, and there "
                     f"are {len(self.source_weights)} weights."
                 )
-            if not all(0 < weight < float("inf") for weight in self.source_weights):
-                raise ValueError(f"--source_weights must be above 0, got {' '.join(map(str, self.source_weights))}.")
+            check_weights(self.source_weights, "--source_weights")
         if isinstance(self.train_file, list) and len(self.train_file) == 1:
             (self.train_file,) = self.train_file
         for limit in ("max_train_samples", "max_eval_samples"):

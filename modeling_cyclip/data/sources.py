@@ -57,7 +57,14 @@ def read_sources(path: Path) -> list[dict[str, Any]]:
     with_weight = ["weight" in row for row in rows]
     if any(with_weight) and not all(with_weight):
         raise ValueError(f"{path}, row {with_weight.index(False) + 1} has no weight, but others have one.")
+    check_weights([row["weight"] for row in rows if "weight" in row], f"The weights in {path}")
     return rows
+
+
+def check_weights(weights: Sequence[Any], name: str) -> None:
+    # Not a number is not above 0, either.
+    if not all(isinstance(weight, int | float) and 0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"{name} must be above 0, got {' '.join(map(str, weights))}.")
 
 
 def _is_beside(folder: Path, source: str) -> bool:
@@ -82,7 +89,7 @@ def mix(
             How many pairs to take, the first ones of each source.
 
     Raises:
-        `ValueError`: shards among tables, or a weight that is not above 0.
+        `ValueError`: shards among tables.
     """
     sharded = ["shard" in dataset.column_names for dataset in datasets]
     if any(sharded) and not all(sharded):
@@ -93,7 +100,7 @@ def mix(
     sizes = np.array([len(dataset) for dataset in datasets])
     counts = sizes
     if weights is not None:
-        shares = _shares(weights)
+        shares = np.array(weights) / sum(weights)
         counts = np.maximum(np.rint(shares * (sizes / shares).max()).astype(int), sizes)
     shares = counts / counts.sum()
     for name, size, count, share in zip(names, sizes, counts, shares, strict=True):
@@ -104,13 +111,6 @@ def mix(
     rows = [start + _repeated(size, count) for start, size, count in zip(starts, sizes, counts, strict=True)]
     together = concatenate_datasets(_alike(datasets))
     return together if limit is None and weights is None else together.select(np.concatenate(rows))
-
-
-def _shares(weights: Sequence[float]) -> np.ndarray:
-    # Not a number is not above 0, either.
-    if not all(isinstance(weight, int | float) and 0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"Weights of sources are above 0, got {' '.join(map(str, weights))}.")
-    return np.array(weights, dtype=float) / sum(weights)
 
 
 def _repeated(size: int, count: int) -> np.ndarray:
