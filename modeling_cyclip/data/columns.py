@@ -73,7 +73,8 @@ def find_columns(dataset: Dataset, image_column: str | None, caption_column: str
     if problems:
         text = "; ".join(problems)
         raise ValueError(
-            f"{text[0].upper()}{text[1:]}; the data has {', '.join(dataset.column_names)}. Set {' and '.join(options)}{_advice(dataset)}."
+            f"{text[0].upper()}{text[1:]}; the data has {', '.join(dataset.column_names)}. Set {' and '.join(options)}"
+            f"{_advice(dataset)}."
         )
     return found["image"], found["caption"]
 
