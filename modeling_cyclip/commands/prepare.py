@@ -14,7 +14,8 @@ from ..data.prepare import SPLITS, download_shards, write_caption_tables
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Bring public collections of pairs into forms to train and evaluate on."
+        description="Bring public collections of pairs into forms to train and evaluate on.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True)
 
@@ -52,6 +53,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--image_dir", type=Path, help="folder of the images; COCO's holds train2014 and val2014 (default: the json's)"
     )
     karpathy.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to write (default: all)")
+    # One help for all, which `cyclip` keeps in a file.
+    parser.epilog = f"{urls.format_help()}\n{karpathy.format_help()}"
     return parser.parse_args(argv)
 
 

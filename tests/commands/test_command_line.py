@@ -36,6 +36,12 @@ def test_shipped_help_is_what_the_program_says(command, capsys):
     assert capsys.readouterr().out.split() == help_text(command).split()
 
 
+def test_help_of_prepare_has_the_options_of_both_its_parts(capsys):
+    assert main(["prepare", "urls", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--max_aspect_ratio" in said and "--image_dir" in said
+
+
 def test_help_imports_nothing_heavy():
     for arguments in (["--help"], ["train", "--help"]):
         code = (
