@@ -1,16 +1,14 @@
-"""The contrastive loss of pairs, that of two views, and in-batch recall. None of them ever holds the N×N logits."""
+"""The contrastive loss of pairs, that of two views, and in-batch recall, by blocks of rows of the N×N logits."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .distributed import all_gather_stack, all_reduce_sum, rank, world_size
-
-
-# Rows of logits in memory at once. 256 rows are as fast as the whole matrix on CPU and enough to keep a GPU busy.
-BLOCK_SIZE = 256
+from .distributed import all_reduce_sum, gather_rows, rank, reduce_scatter_rows, world_size
+from .softmaxes import OneExponential, TwoExponentials, centre, row_blocks
 
 
 @contextmanager
@@ -37,138 +35,171 @@ def refuse_second_derivatives() -> None:
         )
 
 
-class BlockwiseContrastiveLoss(torch.autograd.Function):
+def needs_gradients(*tensors: Tensor) -> tuple[bool, ...]:
+    """Which gradients a loss computes along with its value, since a backward pass may ask for them."""
+    return tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors)
+
+
+def find_softmaxes(
+    logits_of: Callable[[slice], Tensor],
+    blocks: list[slice],
+    shape: tuple[int, int],
+    like: Tensor,
+    process_group: dist.ProcessGroup | None,
+) -> tuple[OneExponential | TwoExponentials, Tensor]:
     """
-    Mean of the cross-entropies over the rows and over the columns of the scaled similarities (CyCLIP, section 2; CLIP).
+    The softmaxes over the rows and columns of the logits of all processes, and the last block as they have prepared it.
+    `logits_of` computes the logits of rows of this process, of which `shape` are the numbers of rows and columns.
+    """
+    first_column = rank(process_group) * shape[0]
+    # Whether one exponential will do is known after the fact. Only on the CPU does the question cost nothing.
+    for kind in (OneExponential, TwoExponentials) if like.device.type == "cpu" else (TwoExponentials,):
+        softmaxes = kind(*shape, first_column, like)
+        for rows in blocks:
+            block = softmaxes.add(rows, logits_of(rows))
+        if softmaxes.combine(process_group):
+            break
+    return softmaxes, block
 
-    The forward pass goes through blocks of rows and keeps only the log-sum-exp of every row and every column. The
-    backward pass computes each block again and takes both gradients from it. This is exact, in O(block · N) memory.
 
-    With a process group, `image_embeds` are the n rows of this process, and `text_embeds` are the columns of all
-    processes in the order of their ranks. Each process computes its own rows, then the column sums are combined.
+class LossWithGradients(torch.autograd.Function):
+    """
+    A loss whose gradients at `inputs` were computed along with its value. Those that are not needed are `None`.
     """
 
     @staticmethod
-    def forward(
-        ctx, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None
-    ) -> Tensor:
-        num_rows, num_columns = image_embeds.shape[0], text_embeds.shape[0]
-        first_column = rank(process_group) * num_rows
-        with full_precision(image_embeds.device.type):
-            scaled_images = image_embeds * logit_scale
-            matched = image_embeds.new_empty(num_rows)
-            row_max, row_sum = torch.empty_like(matched), torch.empty_like(matched)
-            column_max = image_embeds.new_full((num_columns,), float("-inf"))
-            column_sum = image_embeds.new_zeros(num_columns)
-            for start in range(0, num_rows, BLOCK_SIZE):
-                rows = slice(start, start + BLOCK_SIZE)
-                logits = scaled_images[rows] @ text_embeds.T
-                matched[rows] = logits.diagonal(first_column + start)
-                row_max[rows] = logits.amax(dim=1)
-                row_sum[rows] = torch.exp(logits - row_max[rows, None]).sum(dim=1)
-                previous_max, column_max = column_max, torch.maximum(column_max, logits.amax(dim=0))
-                column_sum *= torch.exp(previous_max - column_max)
-                column_sum += logits.sub_(column_max).exp_().sum(dim=0)
-            # So far these are the maxima and sums over this process's rows; now they are combined over all rows.
-            maxima, sums = all_gather_stack(torch.stack([column_max, column_sum]), process_group).unbind(dim=1)
-            column_max = maxima.amax(dim=0)
-            column_sum = (sums * torch.exp(maxima - column_max)).sum(dim=0)
-            # The pair is subtracted from the maximum before the logarithm of the sum is added. Otherwise the loss of a
-            # nearly solved batch would drown in the rounding of the logits.
-            own = slice(first_column, first_column + num_rows)
-            gaps = (row_max - matched) + row_sum.log() + (column_max[own] - matched) + column_sum[own].log()
-            loss = all_reduce_sum(gaps.sum(), process_group) / (2 * num_columns)
-            row_lse, column_lse = row_max + row_sum.log(), column_max + column_sum.log()
-
-        ctx.save_for_backward(image_embeds, text_embeds, logit_scale, row_lse, column_lse)
-        ctx.first_column = first_column
-        ctx.world_size = world_size(process_group)
+    def forward(ctx, loss_and_grads: tuple[Tensor, Tensor | None, ...], *inputs: Tensor) -> Tensor:
+        loss, *grads = loss_and_grads
+        ctx.save_for_backward(*grads)
         return loss
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         refuse_second_derivatives()
-        image_embeds, text_embeds, logit_scale, row_lse, column_lse = ctx.saved_tensors
-        num_rows, num_columns = image_embeds.shape[0], text_embeds.shape[0]
-        needs_image_grad, needs_text_grad, needs_scale_grad, _ = ctx.needs_input_grad
-        grad_image = torch.empty_like(image_embeds)
-        grad_text = torch.zeros_like(text_embeds) if needs_text_grad else None
-        with full_precision(image_embeds.device.type):
-            # d loss / d logits = factor · (softmax over the row + softmax over the column - 2 on the pair)
-            factor = grad_output * ctx.world_size / (2 * num_columns)
-            scaled_images = image_embeds * logit_scale
-            for start in range(0, num_rows, BLOCK_SIZE):
-                rows = slice(start, start + BLOCK_SIZE)
-                logits = scaled_images[rows] @ text_embeds.T
-                grad_logits = torch.exp(logits - row_lse[rows, None])
-                grad_logits += logits.sub_(column_lse).exp_()
-                grad_logits.diagonal(ctx.first_column + start).sub_(2)
-                if needs_image_grad or needs_scale_grad:
-                    torch.mm(grad_logits, text_embeds, out=grad_image[rows])
-                if needs_text_grad:
-                    grad_text.addmm_(grad_logits.T, scaled_images[rows])
+        grads = ctx.saved_tensors
+        # Only on the CPU does it cost nothing to see that there is nothing to multiply.
+        if grad_output.device.type != "cpu" or grad_output != 1:
+            grads = (None if grad is None else grad * grad_output for grad in grads)
+        return None, *grads
+
+
+def contrastive_loss(
+    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None
+) -> Tensor:
+    """
+    Mean of the cross-entropies over the rows and over the columns of the scaled similarities (CyCLIP, section 2; CLIP).
+
+    Where the logits fit into memory, they are computed once, and the loss and its gradients take three products. Beyond,
+    a first pass goes through blocks of rows and keeps the sums of every row and every column, and a second one computes
+    each block again for the gradients. This is exact, in O(block · N) memory.
+
+    With a process group, every process holds n rows and computes their logits with the captions of all processes.
+    """
+    needs_image_grad, needs_text_grad, needs_scale_grad = needs = needs_gradients(
+        image_embeds, text_embeds, logit_scale
+    )
+    with torch.no_grad(), full_precision(image_embeds.device.type):
+        all_text_embeds = gather_rows(text_embeds, process_group)
+        shape = len(image_embeds), len(all_text_embeds)
+        blocks = row_blocks(*shape, image_embeds.element_size())
+        # The mean cosine of all processes is not known here.
+        mean_cosine = torch.zeros_like(logit_scale)
+        if process_group is None:
+            mean_cosine = image_embeds.mean(dim=0) @ text_embeds.mean(dim=0)
+        subtracted = centre(mean_cosine, logit_scale)
+
+        def logits_of(rows: slice) -> Tensor:
+            return (image_embeds[rows] @ all_text_embeds.T).sub_(subtracted).mul_(logit_scale)
+
+        softmaxes, block = find_softmaxes(logits_of, blocks, shape, logit_scale, process_group)
+        loss = all_reduce_sum(softmaxes.gaps().sum(), process_group) / (2 * shape[1])
+        if not any(needs):
+            return loss
+
+        grad_image = grad_text = grad_scale = None
+        if needs_image_grad or needs_scale_grad:
+            grad_image = torch.empty_like(image_embeds)
+        if needs_text_grad:
+            grad_text = torch.empty_like(all_text_embeds)
+        factor = world_size(process_group) / (2 * shape[1]) * logit_scale
+        for rows in blocks:
+            if len(blocks) > 1:
+                block = softmaxes.again(rows, logits_of(rows))
+            grad_cosines = softmaxes.grad_logits(rows, block, factor)
+            if grad_image is not None:
+                torch.mm(grad_cosines, all_text_embeds, out=grad_image[rows])
+            if grad_text is not None:
+                grad_text.addmm_(grad_cosines.T, image_embeds[rows], beta=float(rows.start > 0))
+        if needs_scale_grad:
             # The scale multiplies the image embeddings, so its gradient follows from theirs.
-            grad_scale = (grad_image * image_embeds).sum() * factor if needs_scale_grad else None
-            grad_image = grad_image.mul_(factor * logit_scale) if needs_image_grad else None
-            grad_text = grad_text.mul_(factor) if needs_text_grad else None
-        return grad_image, grad_text, grad_scale, None
+            grad_scale = (grad_image * image_embeds).sum() / logit_scale
+        grad_image = grad_image if needs_image_grad else None
+        grad_text = reduce_scatter_rows(grad_text, process_group) if needs_text_grad else None
+    return LossWithGradients.apply((loss, grad_image, grad_text, grad_scale), image_embeds, text_embeds, logit_scale)
 
 
-class BlockwiseViewLoss(torch.autograd.Function):
+def view_loss(
+    embeds: Tensor, augmented_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None
+) -> Tensor:
     """
     Cross-entropy of finding each sample's augmented view: over the rows of the scaled similarities only, that is, from
     the original view to the augmented one, as in the official code. No row needs the sums of another row, so one pass
-    over blocks of rows gives both the loss and its gradients. The backward pass only scales these.
+    over blocks of rows gives both the loss and its gradients.
 
-    With a process group, `embeds` are the n rows of this process, and `augmented_embeds` the columns of all processes.
+    With a process group, every process holds n rows of both, and looks for its views among those of all processes.
     """
-
-    @staticmethod
-    def forward(
-        ctx, embeds: Tensor, augmented_embeds: Tensor, logit_scale: Tensor, process_group: dist.ProcessGroup | None
-    ) -> Tensor:
-        num_rows, num_columns = embeds.shape[0], augmented_embeds.shape[0]
+    needs = needs_gradients(embeds, augmented_embeds, logit_scale)
+    with torch.no_grad(), full_precision(embeds.device.type):
+        all_augmented = gather_rows(augmented_embeds, process_group)
+        num_rows, num_columns = len(embeds), len(all_augmented)
         first_column = rank(process_group) * num_rows
         total = embeds.new_zeros(())
-        grad_embeds, grad_augmented = torch.empty_like(embeds), torch.zeros_like(augmented_embeds)
-        with full_precision(embeds.device.type):
-            scaled = embeds * logit_scale
-            for start in range(0, num_rows, BLOCK_SIZE):
-                rows = slice(start, start + BLOCK_SIZE)
-                log_softmax = torch.log_softmax(scaled[rows] @ augmented_embeds.T, dim=1)
-                total -= log_softmax.diagonal(first_column + start).sum()
+        grad_embeds, grad_augmented = torch.empty_like(embeds), torch.zeros_like(all_augmented)
+        scaled = embeds * logit_scale
+        for rows in row_blocks(num_rows, num_columns, embeds.element_size()):
+            log_softmax = torch.log_softmax(scaled[rows] @ all_augmented.T, dim=1)
+            total -= log_softmax.diagonal(first_column + rows.start).sum()
+            if any(needs):
                 # d loss / d logits = 1 / N · (softmax over the row - 1 on the pair)
                 grad_logits = log_softmax.exp_()
-                grad_logits.diagonal(first_column + start).sub_(1)
-                torch.mm(grad_logits, augmented_embeds, out=grad_embeds[rows])
+                grad_logits.diagonal(first_column + rows.start).sub_(1)
+                torch.mm(grad_logits, all_augmented, out=grad_embeds[rows])
                 grad_augmented.addmm_(grad_logits.T, scaled[rows])
-            grad_scale = (grad_embeds * embeds).sum()
-        ctx.save_for_backward(grad_embeds.mul_(logit_scale), grad_augmented, grad_scale)
-        ctx.factor = world_size(process_group) / num_columns
-        return all_reduce_sum(total, process_group) / num_columns
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        refuse_second_derivatives()
-        return *(grad * (ctx.factor * grad_output) for grad in ctx.saved_tensors), None
+        loss = all_reduce_sum(total, process_group) / num_columns
+        if not any(needs):
+            return loss
+        factor = world_size(process_group) / num_columns
+        grad_scale = factor * (grad_embeds * embeds).sum()
+        grad_embeds.mul_(factor * logit_scale)
+        grad_augmented = reduce_scatter_rows(grad_augmented.mul_(factor), process_group)
+    return LossWithGradients.apply(
+        (loss, grad_embeds, grad_augmented, grad_scale), embeds, augmented_embeds, logit_scale
+    )
 
 
 @torch.no_grad()
-def in_batch_recall(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
+def in_batch_recall(
+    image_embeds: Tensor, text_embeds: Tensor, process_group: dist.ProcessGroup | None = None
+) -> tuple[Tensor, Tensor]:
     """
     Image-to-text and text-to-image recall@1 of unit-norm embeddings: the share of images whose own caption is the most
     similar one in the batch, and the share of captions likewise. A pair that ties with others counts as the chance of
-    picking it among them, so that collapsed embeddings score 1 / N and not 1.
+    picking it among them, so that collapsed embeddings score 1 / N and not 1. With a process group, the batch is that of
+    all processes.
     """
-    return _row_recall(image_embeds, text_embeds), _row_recall(text_embeds, image_embeds)
+    all_images, all_texts = (gather_rows(embeds, process_group) for embeds in (image_embeds, text_embeds))
+    first = rank(process_group) * len(image_embeds)
+    hits = torch.stack([_hits(image_embeds, all_texts, first), _hits(text_embeds, all_images, first)])
+    image_to_text, text_to_image = all_reduce_sum(hits, process_group) / len(all_images)
+    return image_to_text, text_to_image
 
 
-def _row_recall(queries: Tensor, candidates: Tensor) -> Tensor:
+def _hits(queries: Tensor, candidates: Tensor, first_candidate: int) -> Tensor:
     hits = queries.new_zeros(())
     with full_precision(queries.device.type):
-        for start in range(0, len(queries), BLOCK_SIZE):
-            similarities = queries[start : start + BLOCK_SIZE] @ candidates.T
+        for rows in row_blocks(len(queries), len(candidates), queries.element_size()):
+            similarities = queries[rows] @ candidates.T
             best = similarities.amax(dim=1, keepdim=True)
-            found = similarities.diagonal(start) >= best[:, 0]
+            found = similarities.diagonal(first_candidate + rows.start) >= best[:, 0]
             hits += (found / (similarities >= best).sum(dim=1)).sum()
-    return hits / len(queries)
+    return hits

@@ -9,10 +9,8 @@ Without a process group (`None`) every operation here is the identity.
 
 import os
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def world_size(process_group: dist.ProcessGroup | None) -> int:
@@ -56,23 +54,21 @@ def all_gather_stack(tensor: Tensor, process_group: dist.ProcessGroup | None) ->
     return gathered.view(-1, *rows.shape)
 
 
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor, process_group):
-        ctx.process_group = process_group
-        return all_gather_stack(tensor, process_group).flatten(0, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        n = grad.shape[0] // world_size(ctx.process_group)
-        start = rank(ctx.process_group) * n
-        return all_reduce_sum(grad, ctx.process_group)[start : start + n], None
-
-
 def gather_rows(tensor: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
     """
-    The rows of all processes in the order of their ranks, differentiable: the gradient of a row is the sum of the
-    gradients that all processes compute for it. All processes must hold equally many rows.
+    The rows of all processes in the order of their ranks, without gradient. All processes must hold equally many rows.
     """
-    return tensor if process_group is None else _GatherRows.apply(tensor, process_group)
+    return tensor.detach() if process_group is None else all_gather_stack(tensor, process_group).flatten(0, 1)
+
+
+def reduce_scatter_rows(tensor: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
+    """The sum over the processes of a tensor with the rows of all of them; every process gets its own rows of it."""
+    if process_group is None:
+        return tensor
+    rows = tensor.new_empty(tensor.shape[0] // world_size(process_group), *tensor.shape[1:])
+    # From torch 2.13 on the old name warns.
+    reduce_scatter = (
+        dist.reduce_scatter_single if hasattr(dist, "reduce_scatter_single") else dist.reduce_scatter_tensor
+    )
+    reduce_scatter(rows, tensor.contiguous(), group=process_group)
+    return rows

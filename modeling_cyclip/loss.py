@@ -7,9 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .blockwise import BlockwiseContrastiveLoss, BlockwiseViewLoss, full_precision, refuse_second_derivatives
+from .blockwise import contrastive_loss, view_loss
 from .configuration_cyclip import check_cyclic_terms
-from .distributed import all_reduce_sum, gather_rows, world_size
+from .cyclic import CyclicProducts, prefers_whole_matrices, small_batch_loss
+from .distributed import world_size
 
 
 class CyCLIPLossOutput(NamedTuple):
@@ -21,18 +22,18 @@ class CyCLIPLossOutput(NamedTuple):
             The whole loss, the only part with a gradient.
         contrastive_loss (`torch.Tensor` of shape `()`):
             CLIP's contrastive term, in nats.
-        inmodal_cyclic_loss (`torch.Tensor` of shape `()`):
-            The in-modal term, before its weight.
-        crossmodal_cyclic_loss (`torch.Tensor` of shape `()`):
-            The cross-modal term, before its weight.
+        inmodal_cyclic_loss (`torch.Tensor` of shape `()`, *optional*):
+            The in-modal term, before its weight. `None` if the loss does not need it and it was not asked for.
+        crossmodal_cyclic_loss (`torch.Tensor` of shape `()`, *optional*):
+            The cross-modal term, before its weight, likewise.
         inmodal_contrastive_loss (`torch.Tensor` of shape `()`, *optional*):
             The in-modal contrastive term, in nats. Only a batch with augmented views has it.
     """
 
     loss: Tensor
     contrastive_loss: Tensor
-    inmodal_cyclic_loss: Tensor
-    crossmodal_cyclic_loss: Tensor
+    inmodal_cyclic_loss: Tensor | None
+    crossmodal_cyclic_loss: Tensor | None
     inmodal_contrastive_loss: Tensor | None = None
 
 
@@ -47,6 +48,7 @@ def cyclip_loss(
     cyclic_reference_batch_size: int | None = None,
     augmented_image_embeds: Tensor | None = None,
     augmented_text_embeds: Tensor | None = None,
+    return_all_parts: bool = True,
     process_group: dist.ProcessGroup | None = None,
 ) -> CyCLIPLossOutput:
     r"""
@@ -78,6 +80,9 @@ def cyclip_loss(
             Unit-norm embeddings of the augmented images, in the same order as `image_embeds`.
         augmented_text_embeds (`torch.Tensor` of shape `(batch, dim)`, *optional*):
             Unit-norm embeddings of the augmented captions.
+        return_all_parts (`bool`, *optional*, defaults to `True`):
+            Whether to compute also what the loss does not need: terms of weight 0, and, in batches above 1.5 · `dim`, each of
+            two terms of one weight. Otherwise these parts are `None`.
         process_group (`torch.distributed.ProcessGroup`, *optional*):
             Processes whose pairs make up one batch; all must hold equally many. Each process gets the loss of the whole
             batch. The average of their gradients is the gradient that one process with all the pairs would have.
@@ -112,29 +117,41 @@ def cyclip_loss(
         raise ValueError(f"`logit_scale` must be one number, got a tensor of shape {tuple(logit_scale.shape)}.")
     logit_scale = logit_scale.reshape(())
 
-    all_text_embeds = gather_rows(text_embeds, process_group)
-    contrastive = BlockwiseContrastiveLoss.apply(image_embeds, all_text_embeds, logit_scale, process_group)
+    batch_size = len(image_embeds) * world_size(process_group)
+    factor = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
+    inmodal_weight, crossmodal_weight = factor * inmodal_cyclic_weight, factor * crossmodal_cyclic_weight
+    is_cyclic = inmodal_weight + crossmodal_weight > 0
+
+    if is_cyclic and not views and prefers_whole_matrices(len(image_embeds), batch_size, image_embeds.shape[1]):
+        return CyCLIPLossOutput(
+            *small_batch_loss(image_embeds, text_embeds, logit_scale, inmodal_weight, crossmodal_weight, process_group)
+        )
+
+    contrastive = contrastive_loss(image_embeds, text_embeds, logit_scale, process_group)
     loss, inmodal_contrastive = contrastive, None
     if views:
         inmodal_contrastive = sum(
-            BlockwiseViewLoss.apply(embeds, gather_rows(augmented, process_group), logit_scale, process_group) / 2
+            view_loss(embeds, augmented, logit_scale, process_group) / 2
             for embeds, augmented in zip((image_embeds, text_embeds), views, strict=True)
         )
         loss = (contrastive + inmodal_contrastive) / 2
 
-    norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, process_group)
-    batch_size = len(image_embeds) * world_size(process_group)
-    factor = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
-    # A product with weight zero is only reported: ⟨Y,Yᵀ⟩ with equal weights, both products for CLIP.
-    if (weight_sum := inmodal_cyclic_weight + crossmodal_cyclic_weight) > 0:
-        loss = loss + factor * weight_sum / (2 * batch_size) * norm
-    if (weight_difference := inmodal_cyclic_weight - crossmodal_cyclic_weight) != 0:
-        loss = loss + factor * weight_difference / (2 * batch_size) * transposed
+    inmodal = crossmodal = None
+    needs_both = return_all_parts or inmodal_weight != crossmodal_weight
+    if return_all_parts or is_cyclic:
+        norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, process_group, needs_both)
+        if is_cyclic:
+            loss = loss + (inmodal_weight + crossmodal_weight) / (2 * batch_size) * norm
+        if inmodal_weight != crossmodal_weight:
+            loss = loss + (inmodal_weight - crossmodal_weight) / (2 * batch_size) * transposed
+        if needs_both:
+            inmodal = (norm + transposed).detach() / (2 * batch_size)
+            crossmodal = (norm - transposed).detach() / (2 * batch_size)
     return CyCLIPLossOutput(
         loss=loss,
         contrastive_loss=contrastive.detach(),
-        inmodal_cyclic_loss=(norm + transposed).detach() / (2 * batch_size),
-        crossmodal_cyclic_loss=(norm - transposed).detach() / (2 * batch_size),
+        inmodal_cyclic_loss=inmodal,
+        crossmodal_cyclic_loss=crossmodal,
         inmodal_contrastive_loss=None if inmodal_contrastive is None else inmodal_contrastive.detach(),
     )
 
@@ -169,70 +186,6 @@ def cyclic_regularisers(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tens
     image_embeds, text_embeds = _prepare(image_embeds, text_embeds)
     norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, None)
     return (norm + transposed) / (2 * len(image_embeds)), (norm - transposed) / (2 * len(image_embeds))
-
-
-class CyclicProducts(torch.autograd.Function):
-    """
-    ‖Y‖² and ⟨Y,Yᵀ⟩ of the N×N matrix Y = S·Dᵀ, where S = I + T and D = I − T.
-
-    The symmetric part of Y is IIᵀ − TTᵀ, and its antisymmetric part is TIᵀ − ITᵀ, so the paper's terms are
-
-        in-modal = (‖Y‖² + ⟨Y,Yᵀ⟩) / 2N        cross-modal = (‖Y‖² − ⟨Y,Yᵀ⟩) / 2N
-
-    The two products are also ⟨A,B⟩ and ⟨X,Xᵀ⟩, with the d×d Gram matrices A = SᵀS, B = DᵀD and X = SᵀD. Y is cheaper
-    where N ≤ d. Several processes always use the Gram matrices: they are sums over rows, so that one all-reduce of 3·d²
-    numbers combines them.
-
-    S and D keep the rounding error smaller than I and T do when the two spaces agree. A product that is not part of the
-    loss costs nothing in the backward pass.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, image_embeds: Tensor, text_embeds: Tensor, process_group: dist.ProcessGroup | None
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.world_size = world_size(process_group)
-        total, difference = image_embeds + text_embeds, image_embeds - text_embeds
-        ctx.dense = process_group is None and image_embeds.shape[0] <= image_embeds.shape[1]
-        with full_precision(image_embeds.device.type):
-            if ctx.dense:
-                mixed = total @ difference.T
-                norm = mixed.square().sum()
-                ctx.save_for_backward(total, difference, mixed)
-            else:
-                grams = torch.stack([total.T @ total, difference.T @ difference, total.T @ difference])
-                total_gram, difference_gram, mixed = all_reduce_sum(grams, process_group)
-                norm = (total_gram * difference_gram).sum()
-                ctx.save_for_backward(total, difference, mixed, total_gram, difference_gram)
-            return norm, (mixed * mixed.T).sum()
-
-    @staticmethod
-    def backward(ctx, grad_norm: Tensor | None, grad_transposed: Tensor | None):
-        refuse_second_derivatives()
-        if grad_norm is None and grad_transposed is None:
-            return None, None, None
-        total, difference, mixed, *grams = ctx.saved_tensors
-        with full_precision(total.device.type):
-            if ctx.dense:
-                grad_mixed = 0
-                if grad_norm is not None:
-                    grad_mixed = grad_mixed + 2 * grad_norm * mixed
-                if grad_transposed is not None:
-                    grad_mixed = grad_mixed + 2 * grad_transposed * mixed.T
-                grad_total, grad_difference = grad_mixed @ difference, grad_mixed.T @ total
-            else:
-                total_gram, difference_gram = grams
-                grad_total = grad_difference = 0
-                factor = 2 * ctx.world_size
-                if grad_norm is not None:
-                    grad_total = total @ (factor * grad_norm * difference_gram)
-                    grad_difference = difference @ (factor * grad_norm * total_gram)
-                if grad_transposed is not None:
-                    scaled = factor * grad_transposed * mixed
-                    grad_total = grad_total + difference @ scaled
-                    grad_difference = grad_difference + total @ scaled.T
-        return grad_total + grad_difference, grad_total - grad_difference, None
 
 
 def _prepare(*embeds: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,137 @@
+"""The softmaxes of the contrastive loss, over the rows and over the columns of the logits, from blocks of rows."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .distributed import all_gather_stack, all_reduce_sum
+
+
+# Logits of up to 64 MB in float32 are kept between the loss and its gradient: another product would take longer.
+MAX_STORED_LOGITS = 2**24
+# Beyond, blocks of this size are large enough for fast products and small beside the towers' activations.
+BLOCK_BYTES = 2**24
+# exp(70) summed over 2^24 columns stays below float32's maximum, and exp(-70) is normal with 7 digits to spare below it.
+LARGEST_EXPONENT = 70.0
+
+
+def row_blocks(num_rows: int, num_columns: int, itemsize: int) -> list[slice]:
+    """The rows whose logits are in memory at once: all of them, or as many as [`BLOCK_BYTES`] hold."""
+    size = num_rows
+    if num_rows * num_columns > MAX_STORED_LOGITS:
+        size = max(1, BLOCK_BYTES // (num_columns * itemsize))
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+
+def centre(mean_cosine: Tensor, logit_scale: Tensor) -> Tensor:
+    """
+    What to subtract from the cosines before they are scaled. No softmax depends on it. Without their mean, logits of a
+    narrow cone are small and exact; the rest keeps the largest possible logit at [`LARGEST_EXPONENT`].
+    """
+    return torch.maximum(mean_cosine, 1 - LARGEST_EXPONENT / logit_scale)
+
+
+class OneExponential:
+    """
+    Both softmaxes from one exponential an entry, and its sums over rows and over columns.
+
+    The exponentials of the pairs, p, are summed apart from the others, and the loss is log(1 + others / p): the loss of a
+    nearly solved batch then keeps its digits. The logits are centred ([`centre`]), so that float32 holds all exponentials unless a
+    pair's logit is far below the largest possible one. `combine` says whether it does.
+    """
+
+    def __init__(self, num_rows: int, num_columns: int, first_column: int, like: Tensor):
+        self.num_columns, self.first_column = num_columns, first_column
+        self.own = slice(first_column, first_column + num_rows)
+        self.pairs, self.row_rests, self.column_rest = [], [], 0.0
+
+    def add(self, rows: slice, logits: Tensor) -> Tensor:
+        """Takes in the logits of these rows, which follow those before. Returns what `grad_logits` wants of them."""
+        exponentials = self.again(rows, logits)
+        pairs = exponentials.diagonal(self.first_column + rows.start)
+        self.pairs.append(pairs.clone())
+        pairs.zero_()
+        self.row_rests.append(exponentials.sum(dim=1))
+        self.column_rest = self.column_rest + exponentials.sum(dim=0)
+        return exponentials
+
+    def again(self, rows: slice, logits: Tensor) -> Tensor:
+        """The same for rows that were added before."""
+        return logits.exp_()
+
+    def combine(self, process_group: dist.ProcessGroup | None) -> bool:
+        """Combines the columns' sums of all processes. Returns in all of them whether float32 could hold everything."""
+        self.pair, row_rest, column_rest = torch.cat(self.pairs), torch.cat(self.row_rests), self.column_rest
+        column_pair = self.pair
+        if not (self.pair.min() >= math.exp(-LARGEST_EXPONENT) and row_rest.max() < torch.inf):
+            column_rest = column_rest * torch.nan  # all processes will see it
+        if process_group is not None:
+            columns = column_rest.new_zeros(2, self.num_columns)
+            columns[0], columns[1, self.own] = column_rest, self.pair
+            column_rest, column_pair = all_reduce_sum(columns, process_group)
+        row_sum, column_sum = row_rest + self.pair, column_rest + column_pair
+        self.row_weight, self.column_weight = row_sum.reciprocal(), column_sum.reciprocal()
+        self.row_rest, self.column_rest = row_rest, column_rest[self.own]
+        return bool(column_sum.max() < torch.inf)
+
+    def gaps(self) -> Tensor:
+        """The cross-entropy of every row and of its column, added."""
+        return (self.row_rest / self.pair).log1p_() + (self.column_rest / self.pair).log1p_()
+
+    def grad_logits(self, rows: slice, exponentials: Tensor, factor: Tensor) -> Tensor:
+        """`factor` times the sum of both softmaxes less 2 on the pairs, in place of `exponentials`."""
+        exponentials *= (factor * self.row_weight[rows])[:, None] + factor * self.column_weight
+        # The probability of a pair less 1 is that of all others, negated.
+        others = self.row_rest[rows] * self.row_weight[rows]
+        own = slice(self.own.start + rows.start, self.own.start + rows.stop)
+        others.addcmul_(self.column_rest[rows], self.column_weight[own]).mul_(-factor)
+        exponentials.diagonal(self.first_column + rows.start).copy_(others)
+        return exponentials
+
+
+class TwoExponentials:
+    """
+    Both softmaxes from the log-sum-exp of every row and of every column, which no logits can overflow. It has the methods of
+    [`OneExponential`].
+    """
+
+    def __init__(self, num_rows: int, num_columns: int, first_column: int, like: Tensor):
+        self.first_column = first_column
+        self.own = slice(first_column, first_column + num_rows)
+        self.matched, self.row_max, self.row_sum = (like.new_empty(num_rows) for _ in range(3))
+        self.column_max = like.new_full((num_columns,), float("-inf"))
+        self.column_sum = like.new_zeros(num_columns)
+
+    def add(self, rows: slice, logits: Tensor) -> Tensor:
+        self.matched[rows] = logits.diagonal(self.first_column + rows.start)
+        self.row_max[rows] = logits.amax(dim=1)
+        self.row_sum[rows] = (logits - self.row_max[rows, None]).exp_().sum(dim=1)
+        previous_max, self.column_max = self.column_max, torch.maximum(self.column_max, logits.amax(dim=0))
+        self.column_sum *= torch.exp(previous_max - self.column_max)
+        self.column_sum += (logits - self.column_max).exp_().sum(dim=0)
+        return logits
+
+    def again(self, rows: slice, logits: Tensor) -> Tensor:
+        return logits
+
+    def combine(self, process_group: dist.ProcessGroup | None) -> bool:
+        maxima, sums = all_gather_stack(torch.stack([self.column_max, self.column_sum]), process_group).unbind(dim=1)
+        self.column_max = maxima.amax(dim=0)
+        self.column_sum = (sums * torch.exp(maxima - self.column_max)).sum(dim=0)
+        # The pair is subtracted from the maximum before the logarithm of the sum is added. Otherwise the loss of a nearly
+        # solved batch would drown in the rounding of the logits.
+        self.row_gap = (self.row_max - self.matched) + self.row_sum.log()
+        self.column_gap = (self.column_max[self.own] - self.matched) + self.column_sum[self.own].log()
+        return True
+
+    def gaps(self) -> Tensor:
+        return self.row_gap + self.column_gap
+
+    def grad_logits(self, rows: slice, logits: Tensor, factor: Tensor) -> Tensor:
+        probabilities = (logits - (self.row_max + self.row_sum.log())[rows, None]).exp_()
+        probabilities += logits.sub_(self.column_max + self.column_sum.log()).exp_()
+        others = torch.expm1(-self.row_gap[rows]) + torch.expm1(-self.column_gap[rows])
+        probabilities.diagonal(self.first_column + rows.start).copy_(others)
+        return probabilities.mul_(factor)
