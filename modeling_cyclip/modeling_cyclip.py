@@ -46,9 +46,10 @@ class CyCLIPOutput(CLIPOutput):
         contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
             CLIP's contrastive term, in nats, without gradient.
         inmodal_cyclic_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
-            The in-modal term before its weight, without gradient.
+            The in-modal term before its weight, without gradient. With `return_all_parts=False` it is `None` where the loss
+            does not need it.
         crossmodal_cyclic_loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `return_loss` is `True`):
-            The cross-modal term before its weight, without gradient.
+            The cross-modal term before its weight, likewise.
         inmodal_contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*):
             The in-modal contrastive term, without gradient. Only a batch with augmented views has this and the next two.
         augmented_image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
@@ -230,6 +231,7 @@ class CyCLIPModel(CLIPModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         cyclic_weight_factor: float = 1.0,
+        return_all_parts: bool = True,
         augmented_input_ids: torch.LongTensor | None = None,
         augmented_attention_mask: torch.Tensor | None = None,
         augmented_pixel_values: torch.FloatTensor | None = None,
@@ -253,6 +255,8 @@ class CyCLIPModel(CLIPModel):
                 Whether to resize the position embeddings to the size of the images.
             cyclic_weight_factor (`float`, *optional*, defaults to 1.0):
                 Factor of both cyclic weights of the configuration. The Trainer warms them up by it.
+            return_all_parts (`bool`, *optional*, defaults to `True`):
+                Whether to compute also the parts that the loss does not need, as in [`cyclip_loss`].
             augmented_input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Token ids of the augmented captions, padded to the length of `input_ids`.
             augmented_attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -310,7 +314,14 @@ class CyCLIPModel(CLIPModel):
 
         parts = {}
         if return_loss:
-            parts = self.compute_loss(image_embeds, text_embeds, logit_scale, cyclic_weight_factor, **views)._asdict()
+            parts = self.compute_loss(
+                image_embeds,
+                text_embeds,
+                logit_scale,
+                cyclic_weight_factor,
+                return_all_parts=return_all_parts,
+                **views,
+            )._asdict()
 
         return CyCLIPOutput(
             logits_per_image=logits_per_image,
@@ -332,6 +343,7 @@ class CyCLIPModel(CLIPModel):
         cyclic_weight_factor: float = 1.0,
         augmented_image_embeds: torch.FloatTensor | None = None,
         augmented_text_embeds: torch.FloatTensor | None = None,
+        return_all_parts: bool = True,
     ) -> CyCLIPLossOutput:
         r"""
         The loss that `forward` returns, from given embeddings. The gradient cache uses it.
@@ -349,6 +361,8 @@ class CyCLIPModel(CLIPModel):
                 Unit-norm embeddings of the augmented images.
             augmented_text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
                 Unit-norm embeddings of the augmented captions.
+            return_all_parts (`bool`, *optional*, defaults to `True`):
+                Whether to compute also the parts that the loss does not need, as in [`cyclip_loss`].
 
         Returns:
             [`CyCLIPLossOutput`]
@@ -362,6 +376,7 @@ class CyCLIPModel(CLIPModel):
             cyclic_reference_batch_size=self.config.cyclic_reference_batch_size,
             augmented_image_embeds=augmented_image_embeds,
             augmented_text_embeds=augmented_text_embeds,
+            return_all_parts=return_all_parts,
             process_group=training_process_group() if self.training else None,
         )
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    HubStrategy,
+    IntervalStrategy,
+    SaveStrategy,
+    TrainOutput,
+)
 from transformers.utils import PushInProgress, logging
 
 from .blockwise import in_batch_recall
@@ -34,10 +42,12 @@ from .data.data_collator import CyCLIPDataCollator
 from .data.sampler import EpochSampler, make_train_sampler
 from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollator
 from .data.tokenizer import context_length
+from .distributed import training_process_group
 from .divergence import DivergenceError, FirstBadStep, first_not_finite
 from .fsdp import fit_optimizer_state, prepare_for_fsdp, whole_logit_scale, with_scalar_logit_scale
 from .gradient_cache import cached_step
 from .health import HealthCallback, batch_statistics, caption_keys
+from .loss import cyclic_regularisers
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import ClampLogitScale, decay_parameter_names, set_tower_learning_rates
 from .preemption import PreemptionCallback, start_worker
@@ -49,15 +59,17 @@ from .training_args import CyCLIPTrainingArguments
 
 logger = logging.get_logger(__name__)
 
-LOSS_PARTS = ("contrastive_loss", "inmodal_contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
+CYCLIC_LOSSES = ("inmodal_cyclic_loss", "crossmodal_cyclic_loss")
+LOSS_PARTS = ("contrastive_loss", "inmodal_contrastive_loss", *CYCLIC_LOSSES)
 
 
 class CyCLIPTrainer(Trainer):
     r"""
     Trains a [`CyCLIPModel`] on image-caption pairs.
 
-    A log shows the loss and its three parts (unweighted, averaged since the last log), `logit_scale` (the multiplier) and
-    the learning rate. Of the last batch it shows image-to-text and text-to-image recall@1, the mean pairwise cosines of
+    A log shows the loss and its three parts (unweighted, averaged since the last log), `logit_scale` (the multiplier), the
+    learning rate and the gradient's norm at that step. Cyclic terms that the loss does not need one by one, for their weights
+    are zero, or equal in a batch above 1.5 times the embeddings' dimension, are those of the last batch. Of the last batch it shows image-to-text and text-to-image recall@1, the mean pairwise cosines of
     images and of captions, and the share of repeated captions. A warning says once if these show that the training goes
     wrong. `broken_images` counts the rows left out so far; a warning names each of them. An evaluation reports
     `eval_loss` and its parts.
@@ -132,8 +144,12 @@ class CyCLIPTrainer(Trainer):
             data_collator = CyCLIPDataCollator(processing_class, max_length)
         if isinstance(data_collator, CyCLIPDataCollator):
             data_collator.check_model(model.config)
+        # One with a `__call__` of its own gets whole images, and its batches stay as they are.
+        is_plain = type(data_collator) is CyCLIPDataCollator
+        self._plain_collator = replace(data_collator, normalize=False) if is_plain else None
         self.extra_metrics, self.augment, self.run_arguments = extra_metrics, augment, run_arguments or {}
         self._pending_metrics: dict[str, float] = {}
+        self._attention_mask: Tensor | None = None
         if eval_dataset is None and extra_metrics is not None:
             eval_dataset = {}  # transformers refuses to evaluate without a dataset
         super().__init__(
@@ -165,15 +181,13 @@ class CyCLIPTrainer(Trainer):
     ) -> DataLoader:
         # The collator knows down to which size a JPEG may be decoded.
         min_image_size = getattr(self.data_collator, "min_image_size", None)
-        # One with a `__call__` of its own gets whole images.
-        is_plain = type(self.data_collator) is CyCLIPDataCollator
         samples = CaptionedSamples(
             dataset,
             self._data_seed(),
             min_image_size,
             augment=self.augment if is_training else None,
             sampler=self._get_train_sampler() if is_training else None,
-            process_image=self.data_collator.process_image if is_plain else None,
+            process_image=None if self._plain_collator is None else self._plain_collator.process_image,
         )
         loader = super()._get_dataloader(samples, description, *args, is_training=is_training, **kwargs)
         if self.args.checkpoint_on_signal:
@@ -183,7 +197,7 @@ class CyCLIPTrainer(Trainer):
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         # This is the only place where transformers lets a dataset have its own collator.
-        return SampleCollator(data_collator)
+        return SampleCollator(self._plain_collator or data_collator)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
         """The sampler of the training set. It is made once for each set, since it may have to read all captions."""
@@ -288,7 +302,9 @@ class CyCLIPTrainer(Trainer):
             model,
             inputs,
             self.args.gradient_cache_chunk_size,
-            compute_loss=partial(self.model.compute_loss, cyclic_weight_factor=self.cyclic_weight_factor()),
+            compute_loss=partial(
+                self.model.compute_loss, cyclic_weight_factor=self.cyclic_weight_factor(), return_all_parts=False
+            ),
             backward=self.accelerator.backward,
             no_sync=partial(self.accelerator.no_sync, model),
         )
@@ -301,7 +317,9 @@ class CyCLIPTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, CyCLIPOutput]:
-        outputs = model(**inputs, return_loss=True, cyclic_weight_factor=self.cyclic_weight_factor())
+        outputs = model(
+            **inputs, return_loss=True, cyclic_weight_factor=self.cyclic_weight_factor(), return_all_parts=False
+        )
         self._remember(outputs, outputs.image_embeds, outputs.text_embeds, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -315,7 +333,7 @@ class CyCLIPTrainer(Trainer):
                 self._stop_if_diverged(look_at_weights=False)
         self._train_parts.add({name: parts.get(name) for name in LOSS_PARTS}, weight=1)
         self._last_embeds = image_embeds.detach(), text_embeds.detach()
-        self._last_captions = inputs["input_ids"], inputs.get("attention_mask")
+        self._last_captions = inputs["input_ids"], inputs.get("attention_mask", self._attention_mask)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         # The samples' messages to the Trainer are not inputs of the model.
@@ -324,16 +342,50 @@ class CyCLIPTrainer(Trainer):
         self._sample_index = inputs.pop("sample_index", None)
         # Collators of transformers' contrastive examples set this, but here the loss is always returned.
         inputs.pop("return_loss", None)
-        return super()._prepare_inputs(inputs)
+        inputs = super()._prepare_inputs(inputs)
+        self._attention_mask = None
+        if self._plain_collator is not None:
+            for name in ("pixel_values", "augmented_pixel_values"):
+                if name in inputs:
+                    inputs[name] = self._plain_collator.normalized(inputs[name])
+            # All padding is behind the end of text, to which no token before attends: the mask would change no bit. But with
+            # one, transformers looks at it on the host, and attention is not causal by itself.
+            self._attention_mask = inputs.pop("attention_mask")
+            inputs.pop("augmented_attention_mask", None)
+        return inputs
 
-    def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        # transformers takes the norm at every step, where only logs show it.
+        if grad_norm is None and not self._expects_log():
+            return None
+        return super()._get_grad_norm(model, grad_norm)
+
+    def _expects_log(self) -> bool:
+        """Whether a log is due after the step that is being taken, as far as the arguments say."""
+        step = self.state.global_step + 1
+        if step == self.state.max_steps or (step == 1 and self.args.logging_first_step):
+            return True
+        # Saves come with a log, and evaluations may come with a save.
+        intervals = (
+            (self.args.logging_strategy, self.state.logging_steps),
+            (self.args.save_strategy, self.state.save_steps),
+            (self.args.eval_strategy, self.state.eval_steps),
+        )
+        return any(
+            step % (every if strategy == IntervalStrategy.STEPS else self._steps_in_epoch) == 0
+            for strategy, every in intervals
+            if strategy in (IntervalStrategy.STEPS, IntervalStrategy.EPOCH)
+        )
+
+    def _run_epoch(self, *args, epoch: int, num_update_steps_per_epoch: int, **kwargs) -> None:
+        self._steps_in_epoch = num_update_steps_per_epoch
         # transformers would train a finished run that is resumed for one step more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         # Where a resumed epoch skips batches that several processes share, accelerate does not reach the sampler behind both.
         self._get_train_sampler().set_epoch(epoch)
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
+        super()._run_epoch(*args, epoch=epoch, num_update_steps_per_epoch=num_update_steps_per_epoch, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         # Every checkpoint ends a window of the log, so that a resumed training logs what one without a break does.
@@ -357,8 +409,12 @@ class CyCLIPTrainer(Trainer):
                 time.time() - start_time
             )
             logs.update(self._train_parts.drain())
+            group = training_process_group()
+            image_to_text, text_to_image = in_batch_recall(*self._last_embeds, group)
             *embeds, captions = self.accelerator.gather((*self._last_embeds, caption_keys(*self._last_captions)))
-            image_to_text, text_to_image = in_batch_recall(*embeds)
+            if not logs.keys() >= set(CYCLIC_LOSSES):
+                terms = cyclic_regularisers(*embeds)
+                logs.update({name: term.item() for name, term in zip(CYCLIC_LOSSES, terms, strict=True)})
             logs["logit_scale"] = whole_logit_scale(self.model).exp().item()
             logs["image_to_text_recall@1"] = image_to_text.item()
             logs["text_to_image_recall@1"] = text_to_image.item()
@@ -600,21 +656,21 @@ class CyCLIPTrainer(Trainer):
 
 class _WeightedMean:
     """
-    Means of named numbers over steps or batches. They are summed on the device, so that no step waits for the host, and in
-    float32, since a sum in half precision soon stops to grow.
+    Means of named numbers over those steps or batches that have them. They are summed on the device, so that no step waits
+    for the host, and in float32, since a sum in half precision soon stops to grow.
     """
 
     def __init__(self):
         self.sums: dict[str, Tensor | float] = {}
-        self.weight = 0
+        self.weights: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor | None], weight: int) -> None:
         for name, value in values.items():
             if value is not None:
                 self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach().float()
-        self.weight += weight
+                self.weights[name] = self.weights.get(name, 0) + weight
 
     def drain(self) -> dict[str, float]:
-        means = {name: float(total) / self.weight for name, total in self.sums.items()}
-        self.sums, self.weight = {}, 0
+        means = {name: float(total) / self.weights[name] for name, total in self.sums.items()}
+        self.sums, self.weights = {}, {}
         return means

@@ -5,7 +5,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
+from accelerate.utils import get_int_from_env
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
@@ -16,6 +18,9 @@ from transformers.utils import is_torch_xla_available, logging
 
 logger = logging.get_logger(__name__)
 
+# More make batches faster than a GPU takes them, and each holds some of them in memory.
+MAX_WORKERS = 16
+
 
 @dataclass
 class CyCLIPTrainingArguments(TrainingArguments):
@@ -25,6 +30,11 @@ class CyCLIPTrainingArguments(TrainingArguments):
     [`CyCLIPConfig`].
 
     Args:
+        accelerator_config (`str`, `dict` or `AcceleratorConfig`, *optional*):
+            accelerate's options. `None` is `{"non_blocking": True}`: batches in pinned memory are copied while the GPU computes.
+        dataloader_num_workers (`int`, *optional*):
+            Processes that make batches. `None` takes, where a GPU trains, as many as there are processor cores for each
+            training process, 16 at most, and none where the CPU trains, which needs its cores.
         checkpoint_on_signal (`bool`, *optional*, defaults to `True`):
             Whether SIGTERM and SIGUSR1, which clusters send before they kill, lead to a checkpoint after the step that runs
             and to exit status 143, without what a script does after its training.
@@ -60,6 +70,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
         default="end",
         help="With --push_to_hub: end publishes the finished model, and every_save each saved one, too. checkpoint and "
         "all_checkpoints add what resuming needs: optimizer states, which are pickles.",
+    )
+    dataloader_num_workers: int | None = HfArg(
+        default=None,
+        help="Processes that make batches (default: where a GPU trains, the cores there are for it, 16 at most; else none).",
     )
     remove_unused_columns: bool = HfArg(default=False, help="Must stay off: the collator reads image and caption.")
     logging_nan_inf_filter: bool = HfArg(
@@ -107,7 +121,20 @@ class CyCLIPTrainingArguments(TrainingArguments):
             raise ValueError(
                 "DeepSpeed is not supported: shard a model that is too large for a device by FSDP instead."
             )
+        if self.accelerator_config is None:
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+        is_default = self.dataloader_num_workers is None
+        if is_default:
+            self.dataloader_num_workers = 0  # transformers compares it with numbers
         super().__post_init__()
+        if is_default and self.device.type != "cpu":
+            cores = (
+                len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
+            )
+            processes = get_int_from_env(["LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS"], 1)
+            self.dataloader_num_workers = min(MAX_WORKERS, max(1, cores // processes))
+            if self.process_index == 0:
+                logger.info(f"{self.dataloader_num_workers} workers make the batches of each process.")
         if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
             raise ValueError("`per_device_train_batch_size` and `per_device_eval_batch_size` must be at least 1.")
         if self.per_device_train_batch_size * self.world_size == 1:

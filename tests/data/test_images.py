@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, SiglipImageProcessor
 from transformers.image_utils import load_image as load_as_pipelines_do
 
 from modeling_cyclip.data import data_collator
-from modeling_cyclip.data.data_collator import decoding_size, pixel_values, process_image
+from modeling_cyclip.data.data_collator import decoding_size, normalize, process_image
 from modeling_cyclip.data.images import BrokenImageError, load_image
 
 
@@ -332,7 +332,7 @@ def test_reduced_decoding_turns_and_does_not_touch_images_of_others():
 
 
 def _pixel_values(processor, images):
-    return pixel_values(processor, [process_image(processor, image) for image in images])
+    return normalize(processor, torch.stack([process_image(processor, image) for image in images]))
 
 
 def test_reduced_decoding_leaves_the_pixels_as_good_as_they_were():

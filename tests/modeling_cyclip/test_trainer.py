@@ -6,9 +6,15 @@ import math
 import pytest
 import torch
 from datasets import Dataset, Image
-from transformers import CLIPConfig, CLIPModel, TrainingArguments
+from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
 
-from modeling_cyclip import CyCLIPDataCollator, CyCLIPTrainer, CyCLIPTrainingArguments, cyclip_loss
+from modeling_cyclip import (
+    CyCLIPDataCollator,
+    CyCLIPTrainer,
+    CyCLIPTrainingArguments,
+    cyclic_regularisers,
+    cyclip_loss,
+)
 
 
 LOSS_PARTS = ("contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
@@ -53,15 +59,72 @@ def test_log_shows_loss_parts_scale_rate_and_recall(make_trainer):
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_augmented_views_enter_the_training_loss_and_no_evaluation(make_trainer, chunk_size):
     trainer = make_trainer(turned_and_numbered, gradient_cache_chunk_size=chunk_size)
+    trainer.model.config.crossmodal_cyclic_weight = 0.1  # with another weight, the loss needs both terms one by one
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     for log in logs:
         contrastive_loss = (log["contrastive_loss"] + log["inmodal_contrastive_loss"]) / 2
-        cyclic_loss = log["inmodal_cyclic_loss"] + log["crossmodal_cyclic_loss"]
-        assert log["loss"] == pytest.approx(contrastive_loss + 0.25 * cyclic_loss, rel=1e-5)
+        cyclic_loss = 0.25 * log["inmodal_cyclic_loss"] + 0.1 * log["crossmodal_cyclic_loss"]
+        assert log["loss"] == pytest.approx(contrastive_loss + cyclic_loss, rel=1e-5)
     assert len(logs) == 2
     metrics = trainer.evaluate()
     assert "eval_contrastive_loss" in metrics and "eval_inmodal_contrastive_loss" not in metrics
+
+
+def test_terms_of_weight_zero_are_those_of_the_last_batch(make_trainer):
+    trainer = make_trainer()
+    trainer.model.config.inmodal_cyclic_weight = trainer.model.config.crossmodal_cyclic_weight = 0.0
+    seen = []
+    compute_loss = trainer.compute_loss
+
+    def spy(model, inputs, *args, **kwargs):
+        loss, outputs = compute_loss(model, inputs, return_outputs=True)
+        assert outputs.inmodal_cyclic_loss is None and outputs.crossmodal_cyclic_loss is None
+        seen.append([term.item() for term in cyclic_regularisers(outputs.image_embeds, outputs.text_embeds)])
+        return loss
+
+    trainer.compute_loss = spy
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert [log["step"] for log in logs] == [2, 4]
+    for log in logs:
+        assert log["loss"] == pytest.approx(log["contrastive_loss"], rel=1e-6)
+        terms = log["inmodal_cyclic_loss"], log["crossmodal_cyclic_loss"]
+        assert terms == pytest.approx(seen[log["step"] - 1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, [2, 4]),
+        ({"logging_steps": 3, "logging_first_step": True}, [1, 3, 4]),
+        ({"logging_strategy": "epoch"}, [4]),
+        ({"logging_steps": 10, "save_strategy": "steps", "save_steps": 3}, [3, 4]),
+    ],
+)
+def test_the_gradients_norm_is_taken_for_logs_alone(make_trainer, monkeypatch, options, expected):
+    trainer = make_trainer(**options)
+    norms = []
+    take = Trainer._get_grad_norm
+
+    def spy(self, model, grad_norm=None):
+        norms.append(self.state.global_step + 1)
+        return take(self, model, grad_norm)
+
+    monkeypatch.setattr(Trainer, "_get_grad_norm", spy)
+    trainer.train()
+    assert norms == expected
+    assert all("grad_norm" in log for log in trainer.state.log_history if "loss" in log)
+
+
+def test_batches_hold_bytes_which_become_the_processors_pixels(make_trainer, pairs):
+    trainer = make_trainer()
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["pixel_values"].dtype == torch.uint8
+    expected = trainer.data_collator([pairs[int(index)] for index in batch["sample_index"]])["pixel_values"]
+    inputs = trainer._prepare_inputs(batch)
+    assert torch.equal(inputs["pixel_values"], expected)
+    assert "attention_mask" not in inputs
 
 
 def test_augmented_views_are_the_same_for_any_number_of_workers(make_trainer):
