@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from .distributed import all_gather_stack, all_reduce_sum
@@ -93,45 +94,54 @@ class OneExponential:
 
 class TwoExponentials:
     """
-    Both softmaxes from the log-sum-exp of every row and of every column, which no logits can overflow. It has the methods of
-    [`OneExponential`].
+    Both softmaxes from the maximum of every row and of every column, which no logits can overflow. Pairs are kept apart as in
+    [`OneExponential`], whose methods it has.
     """
 
     def __init__(self, num_rows: int, num_columns: int, first_column: int, like: Tensor):
         self.first_column = first_column
         self.own = slice(first_column, first_column + num_rows)
-        self.matched, self.row_max, self.row_sum = (like.new_empty(num_rows) for _ in range(3))
+        self.matched, self.row_max, self.row_rest = (like.new_empty(num_rows) for _ in range(3))
         self.column_max = like.new_full((num_columns,), float("-inf"))
-        self.column_sum = like.new_zeros(num_columns)
+        self.column_rest = like.new_zeros(num_columns)
 
     def add(self, rows: slice, logits: Tensor) -> Tensor:
-        self.matched[rows] = logits.diagonal(self.first_column + rows.start)
+        first = self.first_column + rows.start
+        self.matched[rows] = logits.diagonal(first)
         self.row_max[rows] = logits.amax(dim=1)
-        self.row_sum[rows] = (logits - self.row_max[rows, None]).exp_().sum(dim=1)
+        exponentials = (logits - self.row_max[rows, None]).exp_()
+        exponentials.diagonal(first).zero_()
+        self.row_rest[rows] = exponentials.sum(dim=1)
         previous_max, self.column_max = self.column_max, torch.maximum(self.column_max, logits.amax(dim=0))
-        self.column_sum *= torch.exp(previous_max - self.column_max)
-        self.column_sum += (logits - self.column_max).exp_().sum(dim=0)
+        exponentials = torch.sub(logits, self.column_max, out=exponentials).exp_()
+        exponentials.diagonal(first).zero_()
+        self.column_rest *= torch.exp(previous_max - self.column_max)
+        self.column_rest += exponentials.sum(dim=0)
         return logits
 
     def again(self, rows: slice, logits: Tensor) -> Tensor:
         return logits
 
     def combine(self, process_group: dist.ProcessGroup | None) -> bool:
-        maxima, sums = all_gather_stack(torch.stack([self.column_max, self.column_sum]), process_group).unbind(dim=1)
-        self.column_max = maxima.amax(dim=0)
-        self.column_sum = (sums * torch.exp(maxima - self.column_max)).sum(dim=0)
-        # The pair is subtracted from the maximum before the logarithm of the sum is added. Otherwise the loss of a nearly
-        # solved batch would drown in the rounding of the logits.
-        self.row_gap = (self.row_max - self.matched) + self.row_sum.log()
-        self.column_gap = (self.column_max[self.own] - self.matched) + self.column_sum[self.own].log()
+        column_pair = torch.zeros_like(self.column_rest)
+        column_pair[self.own] = torch.exp(self.matched - self.column_max[self.own])
+        columns = all_gather_stack(torch.stack([self.column_max, self.column_rest, column_pair]), process_group)
+        maxima, rests, pairs = columns.unbind(dim=1)
+        column_max = maxima.amax(dim=0)
+        shrink = torch.exp(maxima - column_max)
+        rest, pair = (rests * shrink).sum(dim=0), (pairs * shrink).sum(dim=0)
+        # log(1 + others / pair), with the logarithm of the quotient in its place, for the pair may underflow.
+        self.row_gap = F.softplus(self.row_rest.log() + (self.row_max - self.matched), threshold=50)
+        self.column_gap = F.softplus(rest[self.own].log() + (column_max[self.own] - self.matched), threshold=50)
+        self.row_logsumexp, self.column_logsumexp = self.matched + self.row_gap, column_max + (rest + pair).log()
         return True
 
     def gaps(self) -> Tensor:
         return self.row_gap + self.column_gap
 
     def grad_logits(self, rows: slice, logits: Tensor, factor: Tensor) -> Tensor:
-        probabilities = (logits - (self.row_max + self.row_sum.log())[rows, None]).exp_()
-        probabilities += logits.sub_(self.column_max + self.column_sum.log()).exp_()
+        probabilities = (logits - self.row_logsumexp[rows, None]).exp_()
+        probabilities += logits.sub_(self.column_logsumexp).exp_()
         others = torch.expm1(-self.row_gap[rows]) + torch.expm1(-self.column_gap[rows])
         probabilities.diagonal(self.first_column + rows.start).copy_(others)
         return probabilities.mul_(factor)

@@ -1,5 +1,6 @@
 """Several processes against one with all their pairs: the loss, and the model under DDP and FSDP2, cached or not."""
 
+import itertools
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -9,13 +10,15 @@ import torch.nn.functional as F
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_cyclip import CyCLIPConfig, CyCLIPModel, cyclip_loss
+from modeling_cyclip import CyCLIPConfig, CyCLIPModel, blockwise, cyclip_loss
 from modeling_cyclip.fsdp import make_logit_scale_one_dimensional
 from modeling_cyclip.gradient_cache import cached_step
+from modeling_cyclip.softmaxes import OneExponential, TwoExponentials
 from tests.distributed import run_distributed
 
 
-N, DIM = 24, 8
+N = 24
+DIMS = (8, 32)  # Gram matrices, and whole ones
 WEIGHTS = {"inmodal_cyclic_weight": 0.3, "crossmodal_cyclic_weight": 0.2, "cyclic_reference_batch_size": 16}
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 CASES = [
@@ -26,11 +29,11 @@ CASES = [
 ]
 
 
-def make_embeds(dtype):
+def make_embeds(dtype, dim):
     """Raw features of images, texts and their augmented views, a shared weight that all of them pass through, and a scale."""
     generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(N, DIM, generator=generator, dtype=dtype) for _ in range(4)]
-    weight = torch.randn(DIM, DIM, generator=generator, dtype=dtype, requires_grad=True)
+    features = [torch.randn(N, dim, generator=generator, dtype=dtype) for _ in range(4)]
+    weight = torch.randn(dim, dim, generator=generator, dtype=dtype, requires_grad=True)
     return features, weight, torch.tensor(2.5, dtype=dtype, requires_grad=True)
 
 
@@ -96,12 +99,16 @@ def one_of_several(rank, world_size, file):
     rows = slice(rank * N // world_size, (rank + 1) * N // world_size)
     errors = {}
     for dtype in TOLERANCES:
-        features, weight, log_scale = make_embeds(dtype)
-        parts, gradients = loss_and_gradients([x[rows] for x in features], weight, log_scale, dist.group.WORLD)
-        for gradient in gradients:  # what DistributedDataParallel does
-            dist.all_reduce(gradient)
-            gradient /= world_size
-        errors["loss", dtype] = relative_error([*parts, *gradients], reference["loss", dtype])
+        for dim, way in itertools.product(DIMS, (OneExponential, TwoExponentials)):  # the second way is that of a GPU
+            blockwise.OneExponential = way
+            features, weight, log_scale = make_embeds(dtype, dim)
+            parts, gradients = loss_and_gradients([x[rows] for x in features], weight, log_scale, dist.group.WORLD)
+            for gradient in gradients:  # what DistributedDataParallel does
+                dist.all_reduce(gradient)
+                gradient /= world_size
+            error = relative_error([*parts, *gradients], reference["loss", dtype, dim])
+            errors["loss", dtype, dim, way.__name__] = error
+    blockwise.OneExponential = OneExponential
     for dtype, wrapper, chunk, views in CASES:
         unwrapped = model = make_model(dtype)
         make_logit_scale_one_dimensional(unwrapped)
@@ -134,8 +141,9 @@ def relative_error(actual, expected):
 def test_loss_and_gradients_equal_those_of_one_process(world_size, tmp_path):
     reference = {}
     for dtype in TOLERANCES:
-        parts, gradients = loss_and_gradients(*make_embeds(dtype), None)
-        reference["loss", dtype] = [*parts, *gradients]
+        for dim in DIMS:
+            parts, gradients = loss_and_gradients(*make_embeds(dtype, dim), None)
+            reference["loss", dtype, dim] = [*parts, *gradients]
     for dtype, views in {(dtype, views) for dtype, _, _, views in CASES}:
         model = make_model(dtype)
         loss = step(model, model, make_inputs(dtype, views), None, nullcontext)
@@ -144,7 +152,9 @@ def test_loss_and_gradients_equal_those_of_one_process(world_size, tmp_path):
     torch.save(reference, tmp_path / "reference.pt")
 
     for errors in run_distributed(one_of_several, world_size, tmp_path, tmp_path / "reference.pt"):
-        assert set(errors) == {("loss", dtype) for dtype in TOLERANCES} | set(CASES)
+        assert set(errors) == set(
+            itertools.product(["loss"], TOLERANCES, DIMS, ["OneExponential", "TwoExponentials"])
+        ) | set(CASES)
         for case, error in errors.items():
             dtype = case[1] if case[0] == "loss" else case[0]
             assert error <= TOLERANCES[dtype], case
