@@ -64,7 +64,7 @@ PRECISIONS = {"fp32": {}, "bf16": {"bf16": True}, "fp16": {"fp16": True}}
 # How far gradients with the cache may be from those without, relative to their norm. In fp32, cuDNN convolves patches in TF32.
 GRADIENT_TOLERANCE = {"fp32": 1e-3, "bf16": 2**-5, "fp16": 2**-8}
 
-SMALL_BATCH, SMALL_CHUNK = 256, 64
+SMALL_BATCH, SMALL_CHUNK, SMALL_SCALE = 256, 64, 2.0**10
 # What the kernels are chosen and the optimizer's moments made in.
 WARMUP_STEPS = 5
 
@@ -92,15 +92,17 @@ def small_model_and_processor(attention):
 def small_trainer(output_dir, steps, precision="fp32", chunk_size=None, callbacks=(), attention=None, **options):
     model, processor = small_model_and_processor(attention)
     options = {"save_strategy": "no", "logging_steps": 1, **PRECISIONS[precision], **options}
-    return quiet(
-        CyCLIPTrainer(
-            copy.deepcopy(model),
-            training_arguments(output_dir, steps, SMALL_BATCH, gradient_cache_chunk_size=chunk_size, **options),
-            shape_pairs(),
-            processing_class=processor,
-            callbacks=list(callbacks),
-        )
+    trainer = CyCLIPTrainer(
+        copy.deepcopy(model),
+        training_arguments(output_dir, steps, SMALL_BATCH, gradient_cache_chunk_size=chunk_size, **options),
+        shape_pairs(),
+        processing_class=processor,
+        callbacks=list(callbacks),
     )
+    if (scaler := trainer.accelerator.scaler) is not None:
+        # From its usual start, a whole batch overflows for more steps than its chunks do.
+        scaler.load_state_dict({**scaler.state_dict(), "scale": SMALL_SCALE})
+    return quiet(trainer)
 
 
 def quiet(trainer):
@@ -109,6 +111,7 @@ def quiet(trainer):
 
 
 def training_arguments(output_dir, steps, batch_size, **options):
+    options = {"dataloader_num_workers": 0, **options}
     return CyCLIPTrainingArguments(
         output_dir,
         max_steps=steps,
