@@ -121,12 +121,13 @@ class CyCLIPTrainingArguments(TrainingArguments):
             raise ValueError(
                 "DeepSpeed is not supported: shard a model that is too large for a device by FSDP instead."
             )
-        if self.accelerator_config is None:
-            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+        has_own_config = self.accelerator_config is not None
         is_default = self.dataloader_num_workers is None
         if is_default:
             self.dataloader_num_workers = 0  # transformers compares it with numbers
         super().__post_init__()
+        if not has_own_config:
+            self.accelerator_config.non_blocking = self.dataloader_pin_memory
         if is_default and self.device.type != "cpu":
             cores = (
                 len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
