@@ -3,11 +3,21 @@
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import ExifTags, Image
 
+
+if TYPE_CHECKING:
+    import numpy as np
+
+try:
+    from simplejpeg import decode_jpeg
+except ImportError:
+    decode_jpeg = None
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Of an image more than so many times as long as it is wide, the middle is opened. CLIP's processors crop to the middle
@@ -61,6 +71,22 @@ def load_image(image: Image.Image | dict | str | bytes | os.PathLike, min_size: 
     Raises:
         [`BrokenImageError`]: empty, truncated, not an image, no regular file, or so large that it may be a decompression bomb.
     """
+    return _load(image, min_size, _to_rgb)
+
+
+def load_pixels(
+    image: Image.Image | dict | str | bytes | os.PathLike, min_size: int | None = None
+) -> "Image.Image | np.ndarray":
+    """
+    Opens an image as [`load_image`] does, for code that takes its pixels from either kind of result. An ordinary JPEG becomes
+    an array `(height, width, 3)` of bytes where simplejpeg is installed: Pillow's pixels, without two copies of them.
+    """
+    return _load(image, min_size, _to_pixels)
+
+
+def _load(
+    image: Image.Image | dict | str | bytes | os.PathLike, min_size: int | None, convert: Callable[[Image.Image], Any]
+) -> Any:
     # No name of a file has a zero byte, and the beginning of every image has one.
     if isinstance(image, bytes) and b"\0" in image:
         image = {"bytes": image, "path": None}
@@ -75,11 +101,11 @@ def load_image(image: Image.Image | dict | str | bytes | os.PathLike, min_size: 
             return _to_rgb(image)
         source = _source(image)
         try:
-            return _decoded(source, min_size)
+            return convert(_drafted(source, min_size))
         except ValueError as error:
             if "MAX_TEXT" not in str(error):
                 raise
-            return _decoded(_without_texts(source), min_size)
+            return convert(_drafted(_without_texts(source), min_size))
     # Pillow's decoders raise nearly anything on a damaged file (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         raise BrokenImageError(str(name), f"{type(error).__name__}: {error}") from error
@@ -109,11 +135,12 @@ def _regular(path: str | bytes | os.PathLike) -> str | bytes | os.PathLike:
     return path
 
 
-def _decoded(source: BytesIO | str | bytes | os.PathLike, min_size: int | None) -> Image.Image:
+def _drafted(source: BytesIO | str | bytes | os.PathLike, min_size: int | None) -> Image.Image:
+    """The image with its header read, and the size that it will be decoded at."""
     image = Image.open(source)
     if min_size is not None:
         image.draft(None, (min_size, min_size))
-    return _to_rgb(image)
+    return image
 
 
 def _without_texts(png: BytesIO | str | bytes | os.PathLike) -> BytesIO:
@@ -139,14 +166,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
+def _to_pixels(image: Image.Image) -> "Image.Image | np.ndarray":
+    is_whole = max(image.size) <= MAX_ASPECT_RATIO * min(image.size) and _turn(image) is None
+    if decode_jpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or not is_whole:
+        return _to_rgb(image)
+    image.fp.seek(0)
+    try:
+        pixels = decode_jpeg(image.fp.read(), "RGB", min_height=image.height, min_width=image.width)
+    except ValueError:  # it is damaged: Pillow decides whether it is broken
+        return _to_rgb(image)
+    image.close()
+    return pixels
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    # `ImageOps.exif_transpose` would write the block anew, and fail where a value in it cannot be written.
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         exif = image.getexif()
-        orientation = exif[ORIENTATION] if ORIENTATION in exif else None
+        return TURNS.get(exif[ORIENTATION]) if ORIENTATION in exif else None
     except Exception:  # a broken block is no fault of the picture
-        return image
-    # `ImageOps.exif_transpose` would write the block anew, and fail where a value in it cannot be written.
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        return None
 
 
 def _middle(image: Image.Image) -> Image.Image:

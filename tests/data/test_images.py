@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image, PngImagePlugin
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 from transformers.image_utils import load_image as load_as_pipelines_do
 
-from modeling_cyclip.data import data_collator
+from modeling_cyclip.data import data_collator, images
 from modeling_cyclip.data.data_collator import decoding_size, normalize, process_image
-from modeling_cyclip.data.images import BrokenImageError, load_image
+from modeling_cyclip.data.images import BrokenImageError, load_image, load_pixels
 
 
 def encoded(image, format="PNG", **options):
@@ -331,6 +332,74 @@ def test_reduced_decoding_turns_and_does_not_touch_images_of_others():
     assert load_image(opened, 16).size == (32, 64)
 
 
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6
+
+
+@pytest.mark.parametrize("min_size", [None, 24, 64])
+@pytest.mark.parametrize(
+    "mode, size, options",
+    [
+        ("RGB", (640, 480), {"quality": 95, "subsampling": "4:4:4"}),
+        ("RGB", (97, 131), {"quality": 75, "subsampling": "4:2:2"}),
+        ("RGB", (641, 479), {"quality": 30, "subsampling": "4:2:0"}),
+        ("RGB", (131, 97), {"progressive": True}),
+        ("RGB", (131, 97), {"restart_marker_rows": 1}),
+        ("RGB", (131, 97), {"keep_rgb": True}),
+        ("L", (131, 97), {}),
+        ("RGB", (1, 1), {}),
+    ],
+)
+def test_simplejpeg_gives_the_pixels_of_pillow(mode, size, options, min_size):
+    image = encoded(photo(size).convert(mode), "JPEG", **options)
+    pixels, expected = load_pixels(image, min_size), load_image(image, min_size)
+    assert isinstance(pixels, np.ndarray) and pixels.shape == (expected.height, expected.width, 3)
+    assert np.abs(pixels.astype(int) - np.asarray(expected)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        encoded(Image.new("RGB", (64, 32), "red"), "JPEG", exif=ROTATED),
+        encoded(Image.new("RGB", (340, 10), "red"), "JPEG"),
+        encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"),
+        encoded(Image.new("RGB", (8, 8), "red")),
+        Image.new("L", (8, 8), 7),
+    ],
+    ids=["rotated", "long", "cmyk", "png", "opened"],
+)
+def test_other_images_are_opened_by_pillow(image):
+    assert np.array_equal(np.asarray(load_pixels(image)), np.asarray(load_image(image)))
+
+
+@pytest.mark.parametrize("end", [300, 700, -200])
+def test_a_truncated_jpeg_is_broken_with_the_words_of_pillow(tmp_path, end):
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(encoded(photo((256, 256)), "JPEG")["bytes"][:end])
+    for image in (path, {"bytes": path.read_bytes(), "path": "cut.jpg"}):
+        with pytest.raises(BrokenImageError) as by_pillow:
+            load_image(image)
+        with pytest.raises(BrokenImageError) as error:
+            load_pixels(image)
+        assert str(error.value) == str(by_pillow.value)
+
+
+def test_a_damaged_jpeg_is_read_as_far_as_pillow_reads_it():
+    content = bytearray(encoded(photo((256, 256)), "JPEG")["bytes"])
+    content[5000:5040] = bytes(40)
+    image = {"bytes": bytes(content), "path": None}
+    with pytest.raises(ValueError, match="Corrupt"):
+        simplejpeg.decode_jpeg(image["bytes"])
+    assert np.array_equal(np.asarray(load_pixels(image)), np.asarray(load_image(image)))
+
+
+def test_pixels_need_no_simplejpeg(monkeypatch):
+    image = encoded(photo((97, 131)), "JPEG")
+    expected = load_pixels(image)
+    monkeypatch.setattr(images, "decode_jpeg", None)
+    assert np.array_equal(np.asarray(load_pixels(image)), expected)
+
+
 def _pixel_values(processor, images):
     return normalize(processor, torch.stack([process_image(processor, image) for image in images]))
 
@@ -379,4 +448,5 @@ def test_a_large_image_is_copied_in_bands(monkeypatch, size):
 )
 def test_unusual_image_processors_are_called(processor):
     images = [photo((40, 30)), photo((30, 50)), photo((40, 30))]
-    assert torch.equal(_pixel_values(processor, images), processor(images, return_tensors="pt")["pixel_values"])
+    expected = processor(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(_pixel_values(processor, images), expected)
