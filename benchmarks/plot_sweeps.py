@@ -25,7 +25,7 @@ def main() -> None:
         results = json.loads((report / "results.json").read_text())
         evaluation, tasks = next(iter(results["results"].items()))
         curves, lines = swept_curves(results, tasks["zero_shot"]["top1"])
-        axes.set_title("seeds " + ", ".join(map(str, results["seeds"])))
+        axes.set_title(plots.setting_of(results))
         plots.sweep(axes, curves, lines, ", ".join(results["swept"]), f"{evaluation}, zero-shot top-1")
     print(save(figure, args.picture))
 

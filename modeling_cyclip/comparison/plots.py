@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from ..evaluation.embeddings import EmbeddedSet, first_captions
@@ -46,12 +48,12 @@ def draw_pictures(
         histories.setdefault(run.arm, []).append(steps)
     # A line takes two steps.
     if min(len(log) for by_seed in histories.values() for log in by_seed) > 1:
-        curves = save(training_curves(histories, _setting(results)), folder / "training_curves")
+        curves = save(training_curves(histories, setting_of(results)), folder / "training_curves")
         pictures.append(("The three parts of the loss in training, cyclic terms without their weights.", curves))
     for evaluation in evaluations:
         for shift in evaluation.data.shifts if "shift" in evaluation.protocols else ():
             shifted = short_name(shift)
-            scatter = robustness(results["results"][evaluation.name]["shift"], shifted, _setting(results))
+            scatter = robustness(results["results"][evaluation.name]["shift"], shifted, setting_of(results))
             path = save(scatter, folder / f"robustness-{slug(evaluation.name)}-{slug(shifted)}")
             caption = (
                 f"Accuracy under shift against accuracy without, {shifted}. The line is fitted to the baseline's seeds alone, "
@@ -61,7 +63,7 @@ def draw_pictures(
     return pictures + _of_embeddings(folder, runs, evaluations[0], plane_classes)
 
 
-def _setting(results: dict) -> str:
+def setting_of(results: dict) -> str:
     """What all trainings of a comparison share, for the title of a picture."""
     return f"{Path(results['recipe']).stem}, {_seeds(results['seeds'])}"
 
@@ -109,7 +111,7 @@ def _sweeps(folder: Path, results: dict) -> list[tuple[str, Path]]:
             figure = Figure(figsize=(6, 4.2), layout="constrained")
             axes = figure.subplots()
             sweep(axes, *swept_curves(results, by_arm), label, measured)
-            axes.set_title(_setting(results), fontsize=11)
+            axes.set_title(setting_of(results), fontsize=11)
             pictures.append((f"{measured}, by {label}.", save(figure, folder / f"sweep-{len(pictures)}")))
     return pictures
 
@@ -186,7 +188,7 @@ def bars(results: dict) -> Figure:
     axes.invert_yaxis()
     # Room for the number behind the longest bar.
     axes.set(xlabel="%", xlim=(0, 1.06 * axes.get_xlim()[1]))
-    axes.set_title(_setting(results), fontsize=11)
+    axes.set_title(setting_of(results), fontsize=11)
     # Not among the bars, which may leave no room.
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     _plain(axes, grid="x")
@@ -199,7 +201,7 @@ def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequenc
     the first two equal, cross-modal consistency makes the third symmetric. `embeds` are those of the images and of their
     texts, by arm.
     """
-    figure = Figure(figsize=(9.5, 0.4 + 2.9 * len(embeds)), layout="constrained")
+    figure = Figure(figsize=(9.5, 0.4 + 2.6 * len(embeds)), layout="constrained")
     figure.suptitle(setting, fontsize=11)
     panels = figure.subplots(len(embeds), 3, squeeze=False)
     for row, (arm, (image_embeds, text_embeds)) in zip(panels, embeds.items(), strict=True):
@@ -211,8 +213,8 @@ def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequenc
         for axes, (title, (left, right)) in zip(row, pairs.items(), strict=True):
             shown = axes.imshow((left @ right.T).float().cpu().numpy(), cmap="cividis", vmin=-0.5, vmax=1)
             axes.set(title=f"{arm}: {title}", xticks=[], yticks=[])
-        row[0].set_yticks(range(len(names)), [short(name, 18) for name in names], fontsize=5)
-    figure.colorbar(shown, ax=panels, label="cosine", shrink=0.6)
+        row[0].set_yticks(range(len(names)), [short(name, 18) for name in names], fontsize=6)
+    figure.colorbar(shown, ax=panels, label="cosine", shrink=0.6, extend="min")
     return figure
 
 
@@ -231,15 +233,21 @@ def plane(embedded: dict[str, EmbeddedSet], classes: list[int], setting: str) ->
         _, _, directions = torch.linalg.svd(centred, full_matrices=False)
         points = (centred @ directions[:2].T).numpy()
         *images, texts = np.split(points, np.cumsum([len(own) for own in rows]))
+        # Many dots may cover each other, few must be seen.
+        size, alpha = (16, 0.5) if max(map(len, images)) > 10 else (40, 0.9)
+        shown = []
         for index, own in enumerate(images):
-            name = short(one.data.class_names[classes[index]])
-            axes.scatter(*own.T, s=16, color=COLOURS[index], alpha=0.5, linewidth=0, marker=MARKERS[index])
-            axes.scatter(*texts[index], s=190, color=COLOURS[index], marker="*", edgecolor="white", label=name)
+            look = {"color": COLOURS[index], "marker": MARKERS[index], "alpha": alpha, "linewidth": 0}
+            dots = axes.scatter(*own.T, s=size, **look)
+            star = axes.scatter(*texts[index], s=190, color=COLOURS[index], marker="*", edgecolor="white")
+            shown.append((dots, star))
         axes.set(title=arm, xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
         _plain(axes, grid=None)
     figure.legend(
-        *panels[0].get_legend_handles_labels(),
+        shown,
+        [short(one.data.class_names[label]) for label in classes],
+        handler_map={tuple: HandlerTuple(ndivide=None)},
         loc="outside lower center",
         ncols=len(classes),
         frameon=False,
@@ -253,7 +261,7 @@ def robustness(shift: dict, shifted: str, setting: str) -> Figure:
     Accuracy under shift against accuracy without, one point for each training; the line is fitted to the baseline's.
     `shift` is that protocol of one evaluation in a results.json, `shifted` the name of the shifted set.
     """
-    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
     axes = figure.subplots()
     without, under = shift[f"{shifted}: top1 without the shift, same classes"], shift[f"{shifted} top1"]
     for index, arm in enumerate(under):
@@ -262,11 +270,18 @@ def robustness(shift: dict, shifted: str, setting: str) -> Figure:
     baseline = next(iter(under))
     if len(set(without[baseline]["seeds"])) > 1:
         line = fit_line(list(zip(without[baseline]["seeds"], under[baseline]["seeds"], strict=True)))
-        x = np.array(axes.get_xlim())
-        axes.plot(x, line.slope * x + 100 * line.intercept, color="#777777", linewidth=1, linestyle="--", zorder=0)
+        # A line through seeds that lie close together may be steep: it does not move the axes that the points have.
+        limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
+        x = np.array(limits["xlim"])
+        axes.plot(
+            x, line.slope * x + 100 * line.intercept,
+            color="#777777", linewidth=1, linestyle="--", zorder=0, label=f"fitted to {baseline}",
+        )  # fmt: skip
+        axes.set(**limits)
     axes.set(xlabel="top-1 without the shift, same classes (%)", ylabel=f"top-1 on {shifted} (%)")
     axes.set_title(setting, fontsize=11)
-    axes.legend(frameon=False)
+    # Below the points: among them it would cover some.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     _plain(axes, grid="both")
     return figure
 
@@ -280,12 +295,17 @@ def sweep(axes: Axes, curves: dict[str, dict[float, dict]], lines: dict[str, dic
         mean, std = 100 * entry["mean"], 100 * (entry["std"] or 0)
         axes.axhline(mean, color=COLOURS[index], linestyle="--", linewidth=1.2, label=arm)
         axes.axhspan(mean - std, mean + std, color=COLOURS[index], alpha=0.12, linewidth=0)
-    for index, (arm, by_value) in enumerate(curves.items(), start=len(lines)):
-        axes.errorbar(
-            list(by_value), [100 * entry["mean"] for entry in by_value.values()],
-            yerr=[100 * (entry["std"] or 0) for entry in by_value.values()],
-            color=COLOURS[index], marker=MARKERS[index], linewidth=1.2, capsize=2, label=arm,
+    for index, (arm, by_value) in enumerate(curves.items()):
+        entries = by_value.values()
+        drawn = axes.errorbar(
+            list(by_value), [100 * entry["mean"] for entry in entries],
+            yerr=None if None in (entry["std"] for entry in entries) else [100 * entry["std"] for entry in entries],
+            color=COLOURS[len(lines) + index], marker=MARKERS[len(lines) + index], linewidth=1.2, capsize=2, label=arm,
         )  # fmt: skip
+        # A few points to the side, so that bars of one value do not hide each other.
+        shift = ScaledTranslation((index - (len(curves) - 1) / 2) * 4 / 72, 0, axes.figure.dpi_scale_trans)
+        for artist in drawn.get_children():
+            artist.set_transform(axes.transData + shift)
     values = sorted({value for by_value in curves.values() for value in by_value})
     if values[0] > 0 and values[-1] / values[0] >= 4:
         axes.set_xscale("log")

@@ -2,8 +2,11 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from modeling_cyclip.comparison import plots
@@ -54,6 +57,16 @@ def test_line_of_robustness_goes_through_the_baselines_points(results):
     assert y0 == pytest.approx(x0)
 
 
+def test_steep_line_of_robustness_does_not_stretch_the_axis():
+    without = {"CLIP": entry(0.590, 0.591), "CyCLIP": entry(0.50, 0.51)}
+    under = {"CLIP": entry(0.40, 0.42), "CyCLIP": entry(0.40, 0.41)}
+    shift = {"blob top1": under, "blob: top1 without the shift, same classes": without}
+    figure = plots.robustness(shift, "blob", "emoji, seeds 0, 1")
+    low, high = figure.axes[0].get_ylim()
+    assert 35 < low < 40 < 42 < high < 45
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["CLIP", "CyCLIP", "fitted to CLIP"]
+
+
 def test_sweep_draws_a_curve_an_arm_and_a_line_for_what_it_does_not_change(results):
     results["swept"] = {"inmodal_cyclic_weight": ["0.01", "0.1", "1"]}
     by_arm = {"CLIP": entry(0.3), **{f"CyCLIP at {value}": entry(float(value) / 10) for value in ("0.01", "0.1", "1")}}
@@ -64,6 +77,35 @@ def test_sweep_draws_a_curve_an_arm_and_a_line_for_what_it_does_not_change(resul
     plots.sweep(axes, curves, lines, "weight", "top-1")
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["CLIP", "CyCLIP"]
+
+
+def test_arms_of_a_sweep_stand_side_by_side():
+    axes = Figure().subplots()
+    curves = {arm: {1.0: entry(0.3), 2.0: entry(0.4)} for arm in ("CLIP", "C-CyCLIP", "CyCLIP")}
+    plots.sweep(axes, curves, {}, "weight", "top-1")
+    places = [line.get_transform().transform((1.0, 30.0))[0] for line, _, _ in axes.containers]
+    assert all(low <= value <= high for value, (low, high) in ((2, axes.get_xlim()), (40, axes.get_ylim())))
+    here = axes.transData.transform((1.0, 30.0))[0]
+    assert places[0] < here < places[2]
+    assert places[1] == pytest.approx(here)
+
+
+def test_one_seed_has_no_error_bars():
+    axes = Figure().subplots()
+    one_seed = {**entry(0.3), "std": None}
+    plots.sweep(axes, {"CyCLIP": {1.0: one_seed, 2.0: one_seed}}, {}, "weight", "top-1")
+    (container,) = axes.containers
+    assert not container.has_yerr
+
+
+def test_dots_of_the_plane_stand_in_the_legend_beside_the_stars():
+    data = SimpleNamespace(class_names=["cat", "dog"])
+    one = SimpleNamespace(
+        image_embeds=torch.eye(4), class_embeds=torch.eye(4)[:2], labels=torch.tensor([0, 0, 1, 1]), data=data
+    )
+    (legend,) = plots.plane({"CLIP": one}, [0, 1], "animals, seed 0").legends
+    assert [text.get_text() for text in legend.get_texts()] == ["cat", "dog"]
+    assert len(legend.findobj(PathCollection)) == 4
 
 
 def test_names_stand_in_the_report_as_they_are(results, tmp_path):
