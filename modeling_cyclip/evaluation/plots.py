@@ -1,7 +1,7 @@
 """Pictures of a measured set, each as PNG and SVG: first which ones it has, then how each is drawn."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -54,10 +54,13 @@ def draw_pictures(test: EmbeddedSet, folder: Path, seed: int) -> list[Path]:
             test, captions, test.caption_embeds, images_of, setting, seed
         )
         rows = torch.tensor(_sample(len(test.image_embeds), 16, seed))
-        if test.labels is not None:
-            rows = rows[test.labels.cpu()[rows].argsort(stable=True)]
-        similarities = test.image_embeds[rows] @ first_captions(test)[rows].T
         names = [f"image {row}" for row in rows.tolist()]
+        if test.labels is not None:
+            labels = test.labels.cpu()[rows]
+            by_class = labels.argsort(stable=True).tolist()
+            names = [f"{names[index]}, {test.data.class_names[labels[index]]}" for index in by_class]
+            rows = rows[by_class]
+        similarities = test.image_embeds[rows] @ first_captions(test)[rows].T
         firsts = [test.data.captions[row][0] for row in rows.tolist()]
         title = f"images and their first captions\n{setting}"
         figures["pair_similarity"] = _heat_map(similarities.float().cpu(), names, firsts, title, "cosine")
@@ -93,8 +96,10 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[
     columns = [*names, "any other"]
     if not shares[:, -1].any():
         shares, columns = shares[:, :-1], names
-    options = {"cmap": "Blues", "vmin": 0, "vmax": 100, "form": "{:.0f}"}
-    figure = _heat_map(shares, names, columns, f"{title}\n{setting}", "% of the class's images", **options)
+    figure = _heat_map(
+        shares, names, columns, f"{title}\n{setting}", "% of the class's images",
+        said=lambda share: f"{share:.0f}" if share else "", cmap="Blues", vmin=0, vmax=100,
+    )  # fmt: skip
     figure.axes[0].set(xlabel="predicted class", ylabel="class")
     return figure
 
@@ -150,7 +155,7 @@ def _heat_map(
     columns: Sequence[str],
     title: str,
     unit: str,
-    form: str = "{:.2f}",
+    said: Callable[[float], str] = lambda cosine: f"{cosine:.2f}".replace("-0.00", "0.00"),
     **options,
 ) -> Figure:
     figure = Figure(figsize=(3.5 + 0.36 * len(columns), 2.5 + 0.32 * len(rows)), layout="constrained")
@@ -160,12 +165,12 @@ def _heat_map(
     axes.set_yticks(range(len(rows)), [short(name) for name in rows])
     figure.suptitle(title, fontsize=11)
     figure.colorbar(image, ax=axes, label=unit, shrink=0.8)
-    # Numbers fit into the cells of a small matrix.
-    for row, column in np.ndindex(tuple(values.shape)) if len(columns) <= 16 else ():
-        red, green, blue, _ = image.to_rgba(float(values[row, column]))
-        colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
-        said = form.format(float(values[row, column])).replace("-0.00", "0.00")
-        axes.text(column, row, said, ha="center", va="center", color=colour, fontsize=7)
+    for row, column in np.ndindex(tuple(values.shape)):
+        if text := said(float(values[row, column])):
+            red, green, blue, _ = image.to_rgba(float(values[row, column]))
+            colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
+            # Small enough for the five characters of a negative cosine.
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
     return figure
 
 
@@ -179,7 +184,8 @@ def contact_sheet(
 ) -> Figure:
     """
     Nearest texts of sampled images on the left, nearest images of sampled texts on the right. `images_of` holds the images
-    that belong to a text; texts are sampled among those that have any. What belongs together is green.
+    that belong to a text; texts are sampled among those that have any. What belongs together is green, and what does not
+    has a dashed red frame.
     """
     # A text that many images have is shown once.
     first: dict[str, int] = {}
@@ -196,7 +202,7 @@ def contact_sheet(
 
     num_rows = max(len(images), len(queries))
     figure = Figure(figsize=(7 + 1.3 * num_images, 1.1 + 1.3 * num_rows), layout="constrained")
-    figure.suptitle(f"{setting}. What belongs together is green, what does not is red.", fontsize=11)
+    figure.suptitle(f"{setting}. What belongs together is green, what does not is dashed red.", fontsize=11)
     texts_side, images_side = figure.subfigures(1, 2, width_ratios=(4, 2 + num_images))
     grid = texts_side.add_gridspec(num_rows, 4)
     for row, (image, found) in enumerate(zip(images, nearest_texts, strict=True)):
@@ -207,14 +213,14 @@ def contact_sheet(
         for line, index in enumerate(found):
             height = 1 - (line + 0.5) / len(found)
             colour, weight = (GREEN, "bold") if right[line] else ("black", "normal")
-            label = short(texts[index].replace("\n", " "), 40)
+            label = short(texts[index].replace("\n", " "), 46)
             axes.text(0, height, label, color=colour, weight=weight, va="center", fontsize=9)
     grid = images_side.add_gridspec(num_rows, 1 + num_images, width_ratios=(2, *[1] * num_images))
     for row, (text, found) in enumerate(zip([texts[query] for query in queries], nearest_images, strict=True)):
         axes = images_side.add_subplot(grid[row, 0])
         axes.set_axis_off()
         # Lines so short that they end before the first image.
-        axes.text(0, 0.5, textwrap.fill(short(text, 80), 20), va="center", fontsize=9)
+        axes.text(0, 0.5, textwrap.fill(short(text, 120), 27), va="center", fontsize=9)
         for column, image in enumerate(found, start=1):
             _show(images_side.add_subplot(grid[row, column]), test, image, image in belonging[text])
     texts_side.suptitle("images and their nearest texts", fontsize=11)
@@ -228,7 +234,7 @@ def _show(axes: Axes, test: EmbeddedSet, row: int, right: bool) -> None:
     axes.imshow(image, aspect="equal")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(color=GREEN if right else RED, linewidth=3)
+        spine.set(color=GREEN if right else RED, linewidth=3, linestyle="-" if right else "--")
 
 
 def short(text: str, length: int = 28) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 
+from modeling_cyclip.evaluation import plots
 from modeling_cyclip.evaluation.plots import GREEN, RED, class_bars, confusion_matrix, contact_sheet
 from tests.conftest import coloured_image
 
@@ -30,6 +31,8 @@ def test_contact_sheet_asks_for_what_the_data_hold_and_frames_right_and_wrong(te
     frames = [axes.spines["left"].get_edgecolor() for axes in shown if axes.images]
     green, red = to_rgba(GREEN), to_rgba(RED)
     assert frames == [green, green, red, red, red, green]
+    dashed = [axes.spines["left"].get_linestyle() == "--" for axes in shown if axes.images]
+    assert dashed == [frame == red for frame in frames]
     assert figure.get_suptitle().startswith("colours, 3 images")
 
 
@@ -39,6 +42,34 @@ def test_confusion_matrix_has_the_classes_that_occur(test_set):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["red", "green"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["red", "green", "any other"]
     assert axes.images[0].get_array().tolist() == [[50, 0, 50], [100, 0, 0]]
+    assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
+        ((0, 0), "50"),
+        ((2, 0), "50"),
+        ((0, 1), "100"),
+    ]
+
+
+def test_confusion_matrix_of_many_classes_has_numbers():
+    labels = torch.arange(30)
+    names = [f"class {number}" for number in labels.tolist()]
+    axes = confusion_matrix(labels, labels, names, "30 images").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["100"] * 30
+
+
+def test_images_beside_captions_have_the_names_of_their_classes(test_set, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.setdefault(path.name, figure))
+    test_set.data = SimpleNamespace(
+        dataset=test_set.data.dataset,
+        name="colours",
+        class_names=NAMES,
+        captions=[["a red"], ["also red"], ["green"]],
+    )
+    test_set.class_embeds, test_set.caption_embeds = torch.eye(42), torch.eye(42)[:3]
+    test_set.caption_images = torch.tensor([0, 1, 2])
+    plots.draw_pictures(test_set, tmp_path, 0)
+    names = [label.get_text() for label in drawn["pair_similarity"].axes[0].get_yticklabels()]
+    assert names == ["image 0, red", "image 1, red", "image 2, green"]
 
 
 def test_bars_carry_their_values_and_the_setting(test_set):
