@@ -201,7 +201,7 @@ def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequenc
     the first two equal, cross-modal consistency makes the third symmetric. `embeds` are those of the images and of their
     texts, by arm.
     """
-    figure = Figure(figsize=(9.5, 0.4 + 2.6 * len(embeds)), layout="constrained")
+    figure = Figure(figsize=(9.5, 0.4 + 2.8 * len(embeds)), layout="constrained")
     figure.suptitle(setting, fontsize=11)
     panels = figure.subplots(len(embeds), 3, squeeze=False)
     for row, (arm, (image_embeds, text_embeds)) in zip(panels, embeds.items(), strict=True):
@@ -212,7 +212,8 @@ def similarity_matrices(embeds: dict[str, tuple[Tensor, Tensor]], names: Sequenc
         }
         for axes, (title, (left, right)) in zip(row, pairs.items(), strict=True):
             shown = axes.imshow((left @ right.T).float().cpu().numpy(), cmap="cividis", vmin=-0.5, vmax=1)
-            axes.set(title=f"{arm}: {title}", xticks=[], yticks=[])
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"{short(arm)}\n{title}", fontsize=10)
         row[0].set_yticks(range(len(names)), [short(name, 18) for name in names], fontsize=6)
     figure.colorbar(shown, ax=panels, label="cosine", shrink=0.6, extend="min")
     return figure
@@ -241,7 +242,7 @@ def plane(embedded: dict[str, EmbeddedSet], classes: list[int], setting: str) ->
             dots = axes.scatter(*own.T, s=size, **look)
             star = axes.scatter(*texts[index], s=190, color=COLOURS[index], marker="*", edgecolor="white")
             shown.append((dots, star))
-        axes.set(title=arm, xticks=[], yticks=[])
+        axes.set(title=short(arm, 36), xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
         _plain(axes, grid=None)
     figure.legend(

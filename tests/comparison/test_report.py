@@ -1,5 +1,6 @@
 """Tables and pictures from the content of a results.json."""
 
+import itertools
 import json
 import re
 from types import SimpleNamespace
@@ -96,6 +97,16 @@ def test_one_seed_has_no_error_bars():
     plots.sweep(axes, {"CyCLIP": {1.0: one_seed, 2.0: one_seed}}, {}, "weight", "top-1")
     (container,) = axes.containers
     assert not container.has_yerr
+
+
+def test_long_names_of_arms_do_not_overlap():
+    eye = torch.eye(4)
+    arms = [f"{'CyCLIP, warmed up over half of the training, ' * 2}{number}" for number in range(2)]
+    figure = plots.similarity_matrices(dict.fromkeys(arms, (eye, eye)), list("abcd"), "letters, seed 0")
+    figure.draw_without_rendering()
+    titles = [axes.title.get_window_extent() for axes in figure.axes[:6]]
+    for one, other in itertools.combinations(titles, 2):
+        assert not one.overlaps(other)
 
 
 def test_dots_of_the_plane_stand_in_the_legend_beside_the_stars():
