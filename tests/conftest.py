@@ -10,6 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import logging
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,15 +54,16 @@ def opened_at_once(monkeypatch):
     """Given a module that opens images: a list of how many images are in memory after each that it has opened."""
 
     def watch(module) -> list[int]:
-        load_image, opened, numbers = module.load_image, [], []
+        opened, numbers = [], []
 
-        def counted(*arguments):
-            image = load_image(*arguments)
+        def counted(load, *arguments):
+            image = load(*arguments)
             opened.append(weakref.ref(image))
             numbers.append(sum(reference() is not None for reference in opened))
             return image
 
-        monkeypatch.setattr(module, "load_image", counted)
+        for name in {"load_image", "load_pixels"} & vars(module).keys():
+            monkeypatch.setattr(module, name, partial(counted, getattr(module, name)))
         return numbers
 
     return watch

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..distributed import rank, training_process_group
 from .data_collator import from_array
-from .images import BrokenImageError, load_image
+from .images import BrokenImageError, load_image, load_pixels
 from .sampler import EpochSampler, captions_of_row, is_table, keyed_choice, keyed_seed
 
 
@@ -56,7 +56,8 @@ class CaptionedSamples(Dataset):
             replacements are drawn from the whole dataset.
         process_image (`Callable`, *optional*):
             What the collator does with a single image, such as `CyCLIPDataCollator.process_image`. Done as each image is
-            opened, it keeps no more than one at its full size in memory.
+            opened, it keeps no more than one at its full size in memory. Without an augmentation it is given what
+            [`~modeling_cyclip.data.images.load_pixels`] opens.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class CaptionedSamples(Dataset):
         min_image_size: int | None = None,
         augment: Augment | None = None,
         sampler: EpochSampler | None = None,
-        process_image: Callable[[Image.Image], Tensor] | None = None,
+        process_image: Callable[[Image.Image | np.ndarray], Tensor] | None = None,
     ):
         self.dataset = _with_files(dataset)
         self.seed = seed
@@ -95,7 +96,7 @@ class CaptionedSamples(Dataset):
             row = self.dataset[candidate]
             _check_row(row)
             try:
-                image = load_image(from_array(row["image"]), self.min_image_size)
+                image = self._open(row["image"])
             except BrokenImageError as error:
                 broken[candidate] = str(error)
             else:
@@ -105,10 +106,17 @@ class CaptionedSamples(Dataset):
             "and the paths."
         )
 
+    def _open(self, image: Any) -> Image.Image | np.ndarray:
+        # Augmentations, and collators of others, want an image.
+        load = load_pixels if self.augment is None and self.process_image is not None else load_image
+        return load(from_array(image), self.min_image_size)
+
     def __getitems__(self, keys: list[tuple[int, int] | int]) -> list[dict[str, Any]]:
         return [self[key] for key in keys]
 
-    def _sample(self, epoch: int | None, index: int, image: Image.Image, caption: str | list[str]) -> dict[str, Any]:
+    def _sample(
+        self, epoch: int | None, index: int, image: Image.Image | np.ndarray, caption: str | list[str]
+    ) -> dict[str, Any]:
         captions = captions_of_row(caption, index)
         caption = captions[0 if epoch is None else keyed_choice(self.seed, epoch, [index], [len(captions)])[0]]
         process_image = self.process_image or (lambda image: image)
@@ -158,7 +166,7 @@ class CaptionedSamples(Dataset):
     def _is_readable(self, index: int) -> bool:
         if index not in self._readable:
             try:
-                load_image(from_array(self.dataset[index]["image"]), self.min_image_size)
+                self._open(self.dataset[index]["image"])
                 self._readable[index] = True
             except BrokenImageError:
                 self._readable[index] = False

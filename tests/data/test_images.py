@@ -450,3 +450,4 @@ def test_unusual_image_processors_are_called(processor):
     images = [photo((40, 30)), photo((30, 50)), photo((40, 30))]
     expected = processor(images, return_tensors="pt")["pixel_values"]
     assert torch.equal(_pixel_values(processor, images), expected)
+    assert torch.equal(_pixel_values(processor, map(np.array, images)), expected)
