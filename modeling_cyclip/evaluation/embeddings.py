@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoProcessor, CLIPModel, ProcessorMixin
 
 from ..data.columns import prompt_template
-from ..data.data_collator import check_image_processor
-from ..data.images import BrokenImageError, load_image
+from ..data.data_collator import check_image_processor, decoding_size, normalize, process_image
+from ..data.images import BrokenImageError, load_pixels
 from ..data.tokenizer import check_tokenizer, context_length, tokenize
 from ..modeling_cyclip import CyCLIPModel, give_usual_permissions
 from .arguments import EvaluationArguments
@@ -32,6 +32,8 @@ from .progress import progress_bar
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Counts the ways in which images have become pixel values, so that kept embeddings of an earlier one are not read.
+PIXELS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -244,14 +246,14 @@ def checkpoint_fingerprint(model: CLIPModel, processor: ProcessorMixin) -> str:
 
 def images_fingerprint(dataset: Dataset) -> str:
     """
-    Changes with the undecoded images in the column `image`. Where rows only name files, it changes with their size and
-    time, too: the fingerprint of `datasets` knows nothing of these.
+    Changes with the undecoded images in the column `image`, and with how this library makes pixels of them. Where rows only
+    name files, it changes with their size and time, too: the fingerprint of `datasets` knows nothing of these.
     """
     # Without a format, which would go on naming the column that `flatten` takes apart.
     paths = dataset.with_format(None).flatten()["image.path"]
     states = ((path, os.stat(path)) for path in paths if path is not None and os.path.isfile(path))
     files = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
-    return f"{dataset._fingerprint}-{digest(files)}" if files else dataset._fingerprint
+    return f"{dataset._fingerprint}-{digest([PIXELS_VERSION, *files])}"
 
 
 def image_embeddings(
@@ -345,8 +347,13 @@ def _encode_images(
 ) -> tuple[Tensor, dict[int, BrokenImageError | None]]:
     if len(images) == 0:
         raise ValueError("There are no images to embed.")
-    batches = _ImageBatches(images, processor.image_processor)
-    return _encode(model, model.get_image_features, batches, len(images), batch_size, num_workers, state, progress)
+    image_processor = processor.image_processor
+
+    def encode(pixel_values: Tensor) -> Any:
+        return model.get_image_features(normalize(image_processor, pixel_values).to(model.dtype))
+
+    batches = _ImageBatches(images, image_processor)
+    return _encode(model, encode, batches, len(images), batch_size, num_workers, state, progress)
 
 
 def _first(broken: dict[int, BrokenImageError | None]) -> str:
@@ -456,7 +463,7 @@ def _class_means(prompt_embeds: Tensor, num_classes: int) -> Tensor:
 # the model, and the errors of those that have none.
 @dataclass(frozen=True)
 class _ImageBatches:
-    """Pixel values of images."""
+    """Images as training has them, in bytes where it can."""
 
     images: Sequence
     image_processor: Any
@@ -465,13 +472,13 @@ class _ImageBatches:
         pixels, broken = [], {}
         for row in rows:
             try:
-                image = load_image(self.images[row])
+                image = load_pixels(self.images[row], decoding_size(self.image_processor))
             except BrokenImageError as error:
                 broken[row] = error
                 continue
             # One by one, so that no more than one large image is in memory.
-            pixels.append(self.image_processor(image, return_tensors="pt")["pixel_values"])
-        return {"pixel_values": torch.cat(pixels)} if pixels else {}, broken
+            pixels.append(process_image(self.image_processor, image))
+        return {"pixel_values": torch.stack(pixels)} if pixels else {}, broken
 
 
 @dataclass(frozen=True)

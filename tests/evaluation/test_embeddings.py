@@ -3,7 +3,9 @@ import os
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,12 +14,15 @@ from PIL import Image as PILImage
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from modeling_cyclip.data.data_collator import CyCLIPDataCollator
+from modeling_cyclip.data.samples import CaptionedSamples, SampleCollator
 from modeling_cyclip.evaluation import embeddings
 from modeling_cyclip.evaluation.embeddings import (
     Encoder,
     checkpoint_fingerprint,
     class_embeddings,
     image_embeddings,
+    images_fingerprint,
     load_checkpoint,
     text_embeddings,
 )
@@ -58,6 +63,27 @@ def test_each_image_is_shrunk_before_the_next_is_opened(model, processor, pairs,
     opened = opened_at_once(embeddings)
     image_embeddings(model, processor, pairs["image"], 8)
     assert len(opened) == 32 and max(opened) <= 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_pixels_are_those_of_training(model, processor, num_workers):
+    random = np.random.default_rng(0)
+    files = []
+    for format, size in (("JPEG", (97, 131)), ("JPEG", (40, 200)), ("JPEG", (20, 20)), ("PNG", (50, 33))):
+        buffer = BytesIO()
+        PILImage.fromarray(random.integers(256, size=(*size, 3), dtype=np.uint8)).save(buffer, format)
+        files.append({"bytes": buffer.getvalue(), "path": None})
+    # As the Trainer puts them together.
+    collator = CyCLIPDataCollator(processor, normalize=False)
+    rows = [{"image": file, "caption": ""} for file in files]
+    samples = CaptionedSamples(rows, 0, collator.min_image_size, process_image=collator.process_image)
+    batch = SampleCollator(collator)(samples.__getitems__(list(range(len(files)))))
+    seen = []
+    model.vision_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
+    image_embeddings(model, processor, files, num_workers=num_workers)
+    assert torch.equal(seen[0], collator.normalized(batch["pixel_values"]))
 
 
 SPAWNED_WORKER = """
@@ -184,7 +210,7 @@ def test_encoder_reads_what_it_has_kept(model, processor, pairs, tmp_path, singl
     (tmp_path / "other").touch()
     assert {file.stat().st_mode for file in files} == {(tmp_path / "other").stat().st_mode}
     with safe_open(files[0], "pt") as file:
-        assert file.metadata() == {"checkpoint": encoder.fingerprint, "data": pairs._fingerprint}
+        assert file.metadata() == {"checkpoint": encoder.fingerprint, "data": images_fingerprint(pairs)}
 
     monkeypatch.setattr("modeling_cyclip.evaluation.embeddings.image_features", None)
     monkeypatch.setattr("modeling_cyclip.evaluation.embeddings.text_embeddings", None)
@@ -202,6 +228,16 @@ def test_encoder_computes_anew_what_has_changed(model, processor, pairs, tmp_pat
     assert not torch.allclose(after.texts(["blue"]), after.texts(["red"]))
     assert len(after.images(pairs.select(range(3)))[0]) == 3
     assert len(after.images(pairs.select(range(4)))[0]) == 4
+
+
+def test_embeddings_of_other_pixels_are_not_read(model, processor, pairs, tmp_path, single_process, monkeypatch):
+    monkeypatch.setattr(embeddings, "PIXELS_VERSION", 1)
+    encoder = Encoder(model, processor, tmp_path, 8, 0, single_process)
+    encoder.images(pairs)
+    [kept] = tmp_path.iterdir()
+    monkeypatch.undo()
+    encoder.images(pairs)
+    assert len({*tmp_path.iterdir()} - {kept}) == 1
 
 
 def test_encoder_notices_files_with_other_content(model, processor, tmp_path, single_process):
