@@ -82,12 +82,18 @@ def save(figure: Figure, path: Path) -> Path:
 def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[str], setting: str) -> Figure:
     """
     Shares of each class's images by predicted class, of the classes that have images. If these are more than `MAX_CLASSES`,
-    those that take part in most confusions are drawn. The last column holds the predictions that are none of those drawn.
+    those of the most frequent confusions are drawn, and where these are equally many, those of the class that most others
+    are taken for. The last column holds the predictions that are none of those drawn.
     """
     counts = sklearn.metrics.confusion_matrix(labels.cpu(), predictions.cpu(), labels=range(len(class_names)))
-    occurring = counts.sum(axis=1).nonzero()[0]
-    wrong = (counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal())[occurring]
-    shown = np.sort(occurring[np.argsort(-wrong, kind="stable")[:MAX_CLASSES]])
+    sizes = counts.sum(axis=1)
+    occurring = sizes.nonzero()[0]
+    wrong = counts - np.diag(counts.diagonal())
+    pairs = np.argwhere(wrong)
+    rows, columns = pairs.T
+    order = np.lexsort((columns, -wrong.sum(axis=0)[columns], -wrong[rows, columns]))
+    ranked = dict.fromkeys([*pairs[order].ravel(), *occurring])
+    shown = np.sort([index for index in ranked if sizes[index]][:MAX_CLASSES])
     totals = counts[shown].sum(axis=1, keepdims=True)
     within = counts[np.ix_(shown, shown)]
     shares = 100 * np.hstack([within, totals - within.sum(axis=1, keepdims=True)]) / totals

@@ -56,6 +56,17 @@ def test_confusion_matrix_of_many_classes_has_numbers():
     assert [text.get_text() for text in axes.texts] == ["100"] * 30
 
 
+def test_most_confused_classes_stand_beside_those_they_are_taken_for():
+    # The first 30 classes are taken for their neighbours, the others for the last one.
+    labels = torch.arange(60)
+    predictions = torch.cat([(labels[:30] + 1) % 30, torch.full((30,), 59)])
+    axes = confusion_matrix(labels, predictions, [f"class {number}" for number in labels.tolist()], "60 images").axes[
+        0
+    ]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [f"class {number}" for number in range(30, 60)]
+
+
 def test_images_beside_captions_have_the_names_of_their_classes(test_set, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.setdefault(path.name, figure))
