@@ -1,20 +1,21 @@
 """The contrastive loss of pairs, that of two views, and in-batch recall, by blocks of rows of the N×N logits."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .distributed import all_reduce_sum, gather_rows, rank, reduce_scatter_rows, world_size
-from .softmaxes import OneExponential, TwoExponentials, centre, row_blocks
+from .softmaxes import OneExponential, TwoExponentials, row_blocks
 
 
 @contextmanager
 def full_precision(device_type: str):
     """Computes products of float32 matrices in float32: neither autocast nor TF32 applies."""
-    with torch.autocast(device_type, enabled=False):
+    autocast = torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    with autocast:
         if device_type != "cuda":
             yield
             return
@@ -24,6 +25,11 @@ def full_precision(device_type: str):
             yield
         finally:
             torch.backends.cuda.matmul.fp32_precision = previous
+
+
+def number(logit_scale: Tensor) -> Tensor | float:
+    """The scale as a number where that costs no waiting: on the CPU, where numbers are also faster than small tensors."""
+    return logit_scale.item() if logit_scale.device.type == "cpu" else logit_scale.detach()
 
 
 def refuse_second_derivatives() -> None:
@@ -44,17 +50,20 @@ def find_softmaxes(
     logits_of: Callable[[slice], Tensor],
     blocks: list[slice],
     shape: tuple[int, int],
-    like: Tensor,
+    scale: Tensor | float,
     process_group: dist.ProcessGroup | None,
+    like: Tensor,
 ) -> tuple[OneExponential | TwoExponentials, Tensor]:
     """
     The softmaxes over the rows and columns of the logits of all processes, and the last block as they have prepared it.
     `logits_of` computes the logits of rows of this process, of which `shape` are the numbers of rows and columns.
     """
     first_column = rank(process_group) * shape[0]
+    # d loss / d cosines = scale / 2N · (softmax over the row + softmax over the column − 2 on the pair)
+    factor = world_size(process_group) / (2 * shape[1]) * scale
     # Whether one exponential will do is known after the fact. Only on the CPU does the question cost nothing.
     for kind in (OneExponential, TwoExponentials) if like.device.type == "cpu" else (TwoExponentials,):
-        softmaxes = kind(*shape, first_column, like)
+        softmaxes = kind(*shape, first_column, scale, factor, like)
         for rows in blocks:
             block = softmaxes.add(rows, logits_of(rows))
         if softmaxes.combine(process_group):
@@ -78,7 +87,7 @@ class LossWithGradients(torch.autograd.Function):
         refuse_second_derivatives()
         grads = ctx.saved_tensors
         # Only on the CPU does it cost nothing to see that there is nothing to multiply.
-        if grad_output.device.type != "cpu" or grad_output != 1:
+        if grad_output.device.type != "cpu" or grad_output.item() != 1:
             grads = (None if grad is None else grad * grad_output for grad in grads)
         return None, *grads
 
@@ -102,17 +111,13 @@ def contrastive_loss(
         all_text_embeds = gather_rows(text_embeds, process_group)
         shape = len(image_embeds), len(all_text_embeds)
         blocks = row_blocks(*shape, image_embeds.element_size())
-        # The mean cosine of all processes is not known here.
-        mean_cosine = torch.zeros_like(logit_scale)
-        if process_group is None:
-            mean_cosine = image_embeds.mean(dim=0) @ text_embeds.mean(dim=0)
-        subtracted = centre(mean_cosine, logit_scale)
+        scale = number(logit_scale)
 
         def logits_of(rows: slice) -> Tensor:
-            return (image_embeds[rows] @ all_text_embeds.T).sub_(subtracted).mul_(logit_scale)
+            return (image_embeds[rows] @ all_text_embeds.T).mul_(scale)
 
-        softmaxes, block = find_softmaxes(logits_of, blocks, shape, logit_scale, process_group)
-        loss = all_reduce_sum(softmaxes.gaps().sum(), process_group) / (2 * shape[1])
+        softmaxes, block = find_softmaxes(logits_of, blocks, shape, scale, process_group, image_embeds)
+        loss = all_reduce_sum(softmaxes.gaps.sum(), process_group) / (2 * shape[1])
         if not any(needs):
             return loss
 
@@ -121,18 +126,17 @@ def contrastive_loss(
             grad_image = torch.empty_like(image_embeds)
         if needs_text_grad:
             grad_text = torch.empty_like(all_text_embeds)
-        factor = world_size(process_group) / (2 * shape[1]) * logit_scale
         for rows in blocks:
             if len(blocks) > 1:
                 block = softmaxes.again(rows, logits_of(rows))
-            grad_cosines = softmaxes.grad_logits(rows, block, factor)
+            grad_cosines = softmaxes.grad_logits(rows, block)
             if grad_image is not None:
                 torch.mm(grad_cosines, all_text_embeds, out=grad_image[rows])
             if grad_text is not None:
                 grad_text.addmm_(grad_cosines.T, image_embeds[rows], beta=float(rows.start > 0))
         if needs_scale_grad:
             # The scale multiplies the image embeddings, so its gradient follows from theirs.
-            grad_scale = (grad_image * image_embeds).sum() / logit_scale
+            grad_scale = torch.linalg.vecdot(grad_image, image_embeds).sum() / scale
         grad_image = grad_image if needs_image_grad else None
         grad_text = reduce_scatter_rows(grad_text, process_group) if needs_text_grad else None
     return LossWithGradients.apply((loss, grad_image, grad_text, grad_scale), image_embeds, text_embeds, logit_scale)
@@ -169,7 +173,7 @@ def view_loss(
         if not any(needs):
             return loss
         factor = world_size(process_group) / num_columns
-        grad_scale = factor * (grad_embeds * embeds).sum()
+        grad_scale = factor * torch.linalg.vecdot(grad_embeds, embeds).sum()
         grad_embeds.mul_(factor * logit_scale)
         grad_augmented = reduce_scatter_rows(grad_augmented.mul_(factor), process_group)
     return LossWithGradients.apply(

@@ -4,9 +4,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .blockwise import LossWithGradients, find_softmaxes, full_precision, needs_gradients, refuse_second_derivatives
+from .blockwise import (
+    LossWithGradients,
+    find_softmaxes,
+    full_precision,
+    needs_gradients,
+    number,
+    refuse_second_derivatives,
+)
 from .distributed import all_reduce_sum, gather_rows, reduce_scatter_rows, world_size
-from .softmaxes import MAX_STORED_LOGITS, centre
+from .softmaxes import MAX_STORED_LOGITS
 
 
 class CyclicProducts(torch.autograd.Function):
@@ -112,17 +119,15 @@ def small_batch_loss(
     """
     needs = needs_gradients(image_embeds, text_embeds, logit_scale)
     with torch.no_grad(), full_precision(image_embeds.device.type):
-        num_rows, dim = image_embeds.shape
+        (num_rows, dim), scale = image_embeds.shape, number(logit_scale)
         all_images, all_texts = image_embeds, text_embeds
         if process_group is not None:
             both = gather_rows(torch.cat([image_embeds, text_embeds], dim=1), process_group)
             all_images, all_texts = both.split(dim, dim=1)
         n = len(all_images)
         cosines = image_embeds @ all_texts.T
-        mean_cosine = cosines.mean() if process_group is None else all_images.mean(dim=0) @ all_texts.mean(dim=0)
-        cosines -= centre(mean_cosine, logit_scale)
         softmaxes, block = find_softmaxes(
-            lambda rows: cosines * logit_scale, [slice(0, num_rows)], cosines.shape, logit_scale, process_group
+            lambda rows: cosines * scale, [slice(0, num_rows)], cosines.shape, scale, process_group, image_embeds
         )
         total, difference = image_embeds + text_embeds, image_embeds - text_embeds
         all_total, all_difference = total, difference
@@ -133,7 +138,7 @@ def small_batch_loss(
         transposed = mixed.T.contiguous() if process_group is None else difference @ all_total.T
         symmetric = mixed + transposed  # 2K
         antisymmetric = transposed.sub_(mixed)  # 2Z
-        sums = torch.stack([softmaxes.gaps().sum(), _squared_norm(symmetric), _squared_norm(antisymmetric)])
+        sums = torch.stack([softmaxes.gaps.sum(), _squared_norm(symmetric), _squared_norm(antisymmetric)])
         contrastive, inmodal, crossmodal = all_reduce_sum(sums, process_group) / (2 * n)
         inmodal, crossmodal = inmodal / 2, crossmodal / 2
         loss = contrastive + inmodal_cyclic_weight * inmodal + crossmodal_cyclic_weight * crossmodal
@@ -141,11 +146,10 @@ def small_batch_loss(
             return loss, contrastive, inmodal, crossmodal
 
         processes = world_size(process_group)
-        grad_cosines = softmaxes.grad_logits(slice(0, num_rows), block, processes / (2 * n) * logit_scale)
+        grad_cosines = softmaxes.grad_logits(slice(0, num_rows), block)
         grad_image = grad_text = grad_scale = None
         if needs[2]:
-            # The gradients add up to zero, so the cosines may stay centred.
-            grad_scale = cosines.mul_(grad_cosines).sum() / logit_scale
+            grad_scale = torch.linalg.vecdot(cosines, grad_cosines).sum() / scale
         grad_cosines.add_(antisymmetric, alpha=2 * crossmodal_cyclic_weight * processes / n)  # H
         symmetric.mul_(2 * inmodal_cyclic_weight * processes / n)  # κK
         shared = symmetric @ all_total
@@ -160,4 +164,5 @@ def small_batch_loss(
 
 def _squared_norm(matrix: Tensor) -> Tensor:
     # Norms of rows first: a sum over all entries at once rounds more.
-    return torch.linalg.vector_norm(matrix, dim=1).square().sum()
+    norms = torch.linalg.vector_norm(matrix, dim=1)
+    return torch.dot(norms, norms)

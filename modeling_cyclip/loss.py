@@ -1,6 +1,5 @@
 """The loss of CyCLIP (Goel et al., 2022, https://huggingface.co/papers/2205.14459, section 3)."""
 
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -115,7 +114,8 @@ def cyclip_loss(
     logit_scale = torch.as_tensor(logit_scale, device=image_embeds.device).to(image_embeds.dtype)
     if logit_scale.numel() != 1:
         raise ValueError(f"`logit_scale` must be one number, got a tensor of shape {tuple(logit_scale.shape)}.")
-    logit_scale = logit_scale.reshape(())
+    if logit_scale.dim():
+        logit_scale = logit_scale.reshape(())
 
     batch_size = len(image_embeds) * world_size(process_group)
     factor = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
@@ -200,5 +200,5 @@ def _prepare(*embeds: Tensor) -> tuple[Tensor, ...]:
         raise ValueError("The loss needs at least one image-text pair, got an empty batch.")
     if not all(tensor.is_floating_point() for tensor in embeds):
         raise ValueError(f"Embeddings must be floating point, got {' and '.join(str(t.dtype) for t in embeds)}.")
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in embeds), torch.float32)
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in embeds) else torch.float32
     return tuple(tensor.to(dtype) for tensor in embeds)

@@ -26,27 +26,29 @@ def row_blocks(num_rows: int, num_columns: int, itemsize: int) -> list[slice]:
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
-def centre(mean_cosine: Tensor, logit_scale: Tensor) -> Tensor:
-    """
-    What to subtract from the cosines before they are scaled. No softmax depends on it. Without their mean, logits of a
-    narrow cone are small and exact; the rest keeps the largest possible logit at [`LARGEST_EXPONENT`].
-    """
-    return torch.maximum(mean_cosine, 1 - LARGEST_EXPONENT / logit_scale)
-
-
 class OneExponential:
     """
     Both softmaxes from one exponential an entry, and its sums over rows and over columns.
 
     The exponentials of the pairs, p, are summed apart from the others, and the loss is log(1 + others / p): the loss of a
-    nearly solved batch then keeps its digits. The logits are centred ([`centre`]), so that float32 holds all exponentials unless a
-    pair's logit is far below the largest possible one. `combine` says whether it does.
+    nearly solved batch then keeps its digits. One shift of all logits makes exponentials fit into float32 unless a pair's
+    logit is far below the largest possible one, `scale`. `combine` says whether they do; at scales of up to 70 and unit-norm
+    embeddings they always do.
     """
 
-    def __init__(self, num_rows: int, num_columns: int, first_column: int, like: Tensor):
-        self.num_columns, self.first_column = num_columns, first_column
+    def __init__(
+        self,
+        num_rows: int,
+        num_columns: int,
+        first_column: int,
+        scale: Tensor | float,
+        factor: Tensor | float,
+        like: Tensor,
+    ):
+        self.num_columns, self.first_column, self.factor = num_columns, first_column, factor
+        self.shift = max(0.0, scale - LARGEST_EXPONENT)
         self.own = slice(first_column, first_column + num_rows)
-        self.pairs, self.row_rests, self.column_rest = [], [], 0.0
+        self.pairs, self.row_rests, self.column_rest = [], [], None
 
     def add(self, rows: slice, logits: Tensor) -> Tensor:
         """Takes in the logits of these rows, which follow those before. Returns what `grad_logits` wants of them."""
@@ -55,40 +57,43 @@ class OneExponential:
         self.pairs.append(pairs.clone())
         pairs.zero_()
         self.row_rests.append(exponentials.sum(dim=1))
-        self.column_rest = self.column_rest + exponentials.sum(dim=0)
+        column_rest = exponentials.sum(dim=0)
+        self.column_rest = column_rest if self.column_rest is None else self.column_rest.add_(column_rest)
         return exponentials
 
     def again(self, rows: slice, logits: Tensor) -> Tensor:
         """The same for rows that were added before."""
-        return logits.exp_()
+        return (logits.sub_(self.shift) if self.shift else logits).exp_()
 
     def combine(self, process_group: dist.ProcessGroup | None) -> bool:
         """Combines the columns' sums of all processes. Returns in all of them whether float32 could hold everything."""
-        self.pair, row_rest, column_rest = torch.cat(self.pairs), torch.cat(self.row_rests), self.column_rest
-        column_pair = self.pair
-        if not (self.pair.min() >= math.exp(-LARGEST_EXPONENT) and row_rest.max() < torch.inf):
-            column_rest = column_rest * torch.nan  # all processes will see it
+        pair, row_rest, column_rest, column_pair = (
+            torch.cat(self.pairs),
+            torch.cat(self.row_rests),
+            self.column_rest,
+            None,
+        )
         if process_group is not None:
             columns = column_rest.new_zeros(2, self.num_columns)
-            columns[0], columns[1, self.own] = column_rest, self.pair
+            columns[0], columns[1, self.own] = column_rest, pair
             column_rest, column_pair = all_reduce_sum(columns, process_group)
-        row_sum, column_sum = row_rest + self.pair, column_rest + column_pair
-        self.row_weight, self.column_weight = row_sum.reciprocal(), column_sum.reciprocal()
-        self.row_rest, self.column_rest = row_rest, column_rest[self.own]
-        return bool(column_sum.max() < torch.inf)
+        rests = torch.stack([row_rest, column_rest[self.own]])
+        odds, sums = rests / pair, rests + pair
+        self.gaps = odds.log1p()
+        self.row_weight, self.column_weight = weights = self.factor / sums
+        # The probability of a pair less 1 is that of all others, negated: their odds times the probability of the pair.
+        self.others = odds.mul_(weights * pair).sum(dim=0).neg_()
+        if process_group is not None:
+            self.column_weight = self.factor / (column_rest + column_pair)
+        is_wrong = not (pair.min().item() >= math.exp(-LARGEST_EXPONENT) and sums.max().item() < math.inf)
+        if process_group is not None:
+            is_wrong = all_reduce_sum(pair.new_tensor(float(is_wrong)), process_group).item() > 0
+        return not is_wrong
 
-    def gaps(self) -> Tensor:
-        """The cross-entropy of every row and of its column, added."""
-        return (self.row_rest / self.pair).log1p_() + (self.column_rest / self.pair).log1p_()
-
-    def grad_logits(self, rows: slice, exponentials: Tensor, factor: Tensor) -> Tensor:
+    def grad_logits(self, rows: slice, exponentials: Tensor) -> Tensor:
         """`factor` times the sum of both softmaxes less 2 on the pairs, in place of `exponentials`."""
-        exponentials *= (factor * self.row_weight[rows])[:, None] + factor * self.column_weight
-        # The probability of a pair less 1 is that of all others, negated.
-        others = self.row_rest[rows] * self.row_weight[rows]
-        own = slice(self.own.start + rows.start, self.own.start + rows.stop)
-        others.addcmul_(self.column_rest[rows], self.column_weight[own]).mul_(-factor)
-        exponentials.diagonal(self.first_column + rows.start).copy_(others)
+        exponentials *= self.row_weight[rows, None] + self.column_weight
+        exponentials.diagonal(self.first_column + rows.start).copy_(self.others[rows])
         return exponentials
 
 
@@ -98,8 +103,16 @@ class TwoExponentials:
     [`OneExponential`], whose methods it has.
     """
 
-    def __init__(self, num_rows: int, num_columns: int, first_column: int, like: Tensor):
-        self.first_column = first_column
+    def __init__(
+        self,
+        num_rows: int,
+        num_columns: int,
+        first_column: int,
+        scale: Tensor | float,
+        factor: Tensor | float,
+        like: Tensor,
+    ):
+        self.first_column, self.factor = first_column, factor
         self.own = slice(first_column, first_column + num_rows)
         self.matched, self.row_max, self.row_rest = (like.new_empty(num_rows) for _ in range(3))
         self.column_max = like.new_full((num_columns,), float("-inf"))
@@ -134,14 +147,12 @@ class TwoExponentials:
         self.row_gap = F.softplus(self.row_rest.log() + (self.row_max - self.matched), threshold=50)
         self.column_gap = F.softplus(rest[self.own].log() + (column_max[self.own] - self.matched), threshold=50)
         self.row_logsumexp, self.column_logsumexp = self.matched + self.row_gap, column_max + (rest + pair).log()
+        self.gaps = torch.stack([self.row_gap, self.column_gap])
         return True
 
-    def gaps(self) -> Tensor:
-        return self.row_gap + self.column_gap
-
-    def grad_logits(self, rows: slice, logits: Tensor, factor: Tensor) -> Tensor:
+    def grad_logits(self, rows: slice, logits: Tensor) -> Tensor:
         probabilities = (logits - self.row_logsumexp[rows, None]).exp_()
         probabilities += logits.sub_(self.column_logsumexp).exp_()
         others = torch.expm1(-self.row_gap[rows]) + torch.expm1(-self.column_gap[rows])
         probabilities.diagonal(self.first_column + rows.start).copy_(others)
-        return probabilities.mul_(factor)
+        return probabilities.mul_(self.factor)
