@@ -1,6 +1,7 @@
 """Images a second of the input pipelines of training and evaluation beside others, on the same JPEGs and as many processes.
 
     python benchmarks/input_pipeline.py --num_workers 2
+    python benchmarks/input_pipeline.py --num_workers 2 --leave_bytes
     python benchmarks/input_pipeline.py --width 1280 --height 960
 
 `Pillow loop`: a data set with open_clip's transform for evaluation, which Pillow computes: the shorter side resized by bicubic
@@ -8,7 +9,8 @@ interpolation, the middle cropped, bytes to floats, normalised. `webdataset`: th
 shards (`pip install webdataset`). `image processor`: `Image.open(...).convert("RGB")`, then transformers' processor on the
 batch. `this library`: what the Trainer and the evaluation put together, from the same files and shards; also as it is
 without simplejpeg. All make normalised pixel values, and all but the evaluation tokens, by the same fast tokenizer, in a
-DataLoader with one thread a process. Repeats are interleaved. Ratios are taken within a repeat. Memory is the peak of making a
+DataLoader with one thread a process. This library normalises in the main process, on the model's device: `--leave_bytes`
+leaves that out, as where a GPU does it. Repeats are interleaved. Ratios are taken within a repeat. Memory is the peak of making a
 batch in a process of its own, above what that had before (Linux).
 """
 
@@ -197,6 +199,12 @@ def read(loader, image_processor):
     return [normalize(image_processor, batch["pixel_values"]) for batch in loader]
 
 
+def run_through(loader, image_processor, args):
+    for batch in loader:
+        if not args.leave_bytes:
+            normalize(image_processor, batch["pixel_values"])
+
+
 def peak_of_a_batch(loader):
     """Megabytes, in a process that has made a batch before, as a worker has."""
     with multiprocessing.get_context("fork").Pool(1, initializer=torch.set_num_threads, initargs=(1,)) as process:
@@ -223,6 +231,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--leave_bytes", action="store_true", help="do not normalise this library's batches")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -241,7 +250,7 @@ def main():
         times = {name: [] for name in loaders}
         for _ in range(args.repeats):
             for name, loader in loaders.items():
-                times[name].append(timed("cpu", read, loader, image_processor)[0])
+                times[name].append(timed("cpu", run_through, loader, image_processor, args)[0])
         num_bytes = statistics.mean(Path(row["image"]).stat().st_size for row in rows)
 
     decoder = "without simplejpeg" if images.decode_jpeg is None else "with simplejpeg"
