@@ -138,10 +138,11 @@ def small_batch_loss(
         transposed = mixed.T.contiguous() if process_group is None else difference @ all_total.T
         symmetric = mixed + transposed  # 2K
         antisymmetric = transposed.sub_(mixed)  # 2Z
-        sums = torch.stack([softmaxes.gaps.sum(), _squared_norm(symmetric), _squared_norm(antisymmetric)])
-        contrastive, inmodal, crossmodal = all_reduce_sum(sums, process_group) / (2 * n)
-        inmodal, crossmodal = inmodal / 2, crossmodal / 2
-        loss = contrastive + inmodal_cyclic_weight * inmodal + crossmodal_cyclic_weight * crossmodal
+        sums = softmaxes.gaps.sum(), _squared_norm(symmetric), _squared_norm(antisymmetric)
+        if process_group is not None:
+            sums = all_reduce_sum(torch.stack(sums), process_group)
+        contrastive, inmodal, crossmodal = sums[0] / (2 * n), sums[1] / (4 * n), sums[2] / (4 * n)
+        loss = contrastive.add(inmodal, alpha=inmodal_cyclic_weight).add_(crossmodal, alpha=crossmodal_cyclic_weight)
         if not any(needs):
             return loss, contrastive, inmodal, crossmodal
 
