@@ -122,7 +122,7 @@ def main():
     print("|---" * (2 + len(contenders)) + "|")
     for dim in args.dims:
         for n in args.batch_sizes:
-            rounds = args.repeats if n >= 4096 else 4 * args.repeats
+            rounds = max(2, args.repeats if n >= 4096 else 4 * args.repeats)
             seconds, memory = measure(contenders, n, dim, args.device, rounds, args.scale)
             cells = []
             for name, times in seconds.items():
