@@ -96,13 +96,18 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
             num_cut += len(caption) > max_characters
             yield caption[:max_characters]
 
-    trained = CLIPTokenizer().train_new_from_iterator(beginnings(), vocab_size=vocab_size, show_progress=is_main)
+    alphabet = sorted(ByteLevel.alphabet())
+    endings = [character + "</w>" for character in alphabet]
+    # Of equally frequent merges the trainer takes that of the lowest ids. Bytes that end a word would get theirs in the order of
+    # a hash table, which differs from run to run, if they were not named beforehand.
+    trained = CLIPTokenizer().train_new_from_iterator(
+        beginnings(), vocab_size=vocab_size + len(endings), new_special_tokens=endings, show_progress=is_main
+    )
     if num_cut and is_main:
         logger.warning(
             f"{num_cut} captions are longer than {max_characters} characters: the tokenizer is trained on their beginnings."
         )
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = alphabet + [character + "</w>" for character in alphabet]
+    tokens = alphabet + endings
     merges = []
     for left, right in json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]:
         if len(tokens) + len(SPECIAL_TOKENS) == vocab_size:

@@ -1,6 +1,7 @@
 """The tokenizer trained on captions, its agreement with the model's pooling, and how captions are cut."""
 
 import copy
+import itertools
 import logging
 import random
 import string
@@ -199,3 +200,11 @@ def test_a_long_caption_trains_the_tokenizer_with_its_beginning(caplog):
     assert [record.message for record in caplog.records] == [
         "2 captions are longer than 768 characters: the tokenizer is trained on their beginnings."
     ]
+
+
+def test_the_same_captions_give_the_same_tokenizer():
+    # Many merges are equally frequent here, and which of them comes first must not be chance.
+    words = ["".join(letters) for letters in itertools.product("abcde", "fghij", "klmno")]
+    captions = [f"{word} {word[::-1]}" for word in words]
+    vocabularies = [train_tokenizer(captions, 800, 16).get_vocab() for _ in range(4)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
