@@ -52,7 +52,6 @@ def find_softmaxes(
     shape: tuple[int, int],
     scale: Tensor | float,
     process_group: dist.ProcessGroup | None,
-    like: Tensor,
 ) -> tuple[OneExponential | TwoExponentials, Tensor]:
     """
     The softmaxes over the rows and columns of the logits of all processes, and the last block as they have prepared it.
@@ -61,9 +60,10 @@ def find_softmaxes(
     first_column = rank(process_group) * shape[0]
     # d loss / d cosines = scale / 2N · (softmax over the row + softmax over the column − 2 on the pair)
     factor = world_size(process_group) / (2 * shape[1]) * scale
-    # Whether one exponential will do is known after the fact. Only on the CPU does the question cost nothing.
-    for kind in (OneExponential, TwoExponentials) if like.device.type == "cpu" else (TwoExponentials,):
-        softmaxes = kind(*shape, first_column, scale, factor, like)
+    # Whether one exponential will do is known after the fact. Only on the CPU, where the scale is a number, does the question
+    # cost nothing.
+    for kind in (OneExponential, TwoExponentials) if isinstance(scale, float) else (TwoExponentials,):
+        softmaxes = kind(shape[0], first_column, scale, factor)
         for rows in blocks:
             block = softmaxes.add(rows, logits_of(rows))
         if softmaxes.combine(process_group):
@@ -116,7 +116,7 @@ def contrastive_loss(
         def logits_of(rows: slice) -> Tensor:
             return (image_embeds[rows] @ all_text_embeds.T).mul_(scale)
 
-        softmaxes, block = find_softmaxes(logits_of, blocks, shape, scale, process_group, image_embeds)
+        softmaxes, block = find_softmaxes(logits_of, blocks, shape, scale, process_group)
         loss = all_reduce_sum(softmaxes.gaps.sum(), process_group) / (2 * shape[1])
         if not any(needs):
             return loss

@@ -127,7 +127,7 @@ def small_batch_loss(
         n = len(all_images)
         cosines = image_embeds @ all_texts.T
         softmaxes, block = find_softmaxes(
-            lambda rows: cosines * scale, [slice(0, num_rows)], cosines.shape, scale, process_group, image_embeds
+            lambda rows: cosines * scale, [slice(0, num_rows)], cosines.shape, scale, process_group
         )
         total, difference = image_embeds + text_embeds, image_embeds - text_embeds
         all_total, all_difference = total, difference

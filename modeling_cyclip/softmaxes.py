@@ -26,7 +26,18 @@ def row_blocks(num_rows: int, num_columns: int, itemsize: int) -> list[slice]:
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
-class OneExponential:
+class _Softmaxes:
+    """Of `num_rows` rows of this process, whose pairs lie from the column `first_column` on. `factor` multiplies gradients."""
+
+    def __init__(self, num_rows: int, first_column: int, scale: Tensor | float, factor: Tensor | float):
+        self.first_column, self.scale, self.factor = first_column, scale, factor
+        self.own = slice(first_column, first_column + num_rows)
+        # Of each block of rows, and of all columns.
+        self.pairs, self.row_maxima, self.row_rests = [], [], []
+        self.column_max = self.column_rest = None
+
+
+class OneExponential(_Softmaxes):
     """
     Both softmaxes from one exponential an entry, and its sums over rows and over columns.
 
@@ -35,20 +46,6 @@ class OneExponential:
     logit is far below the largest possible one, `scale`. `combine` says whether they do; at scales of up to 70 and unit-norm
     embeddings they always do.
     """
-
-    def __init__(
-        self,
-        num_rows: int,
-        num_columns: int,
-        first_column: int,
-        scale: Tensor | float,
-        factor: Tensor | float,
-        like: Tensor,
-    ):
-        self.num_columns, self.first_column, self.factor = num_columns, first_column, factor
-        self.shift = max(0.0, scale - LARGEST_EXPONENT)
-        self.own = slice(first_column, first_column + num_rows)
-        self.pairs, self.row_rests, self.column_rest = [], [], None
 
     def add(self, rows: slice, logits: Tensor) -> Tensor:
         """Takes in the logits of these rows, which follow those before. Returns what `grad_logits` wants of them."""
@@ -63,18 +60,14 @@ class OneExponential:
 
     def again(self, rows: slice, logits: Tensor) -> Tensor:
         """The same for rows that were added before."""
-        return (logits.sub_(self.shift) if self.shift else logits).exp_()
+        shift = self.scale - LARGEST_EXPONENT
+        return (logits.sub_(shift) if shift > 0 else logits).exp_()
 
     def combine(self, process_group: dist.ProcessGroup | None) -> bool:
         """Combines the columns' sums of all processes. Returns in all of them whether float32 could hold everything."""
-        pair, row_rest, column_rest, column_pair = (
-            torch.cat(self.pairs),
-            torch.cat(self.row_rests),
-            self.column_rest,
-            None,
-        )
+        pair, row_rest, column_rest = torch.cat(self.pairs), torch.cat(self.row_rests), self.column_rest
         if process_group is not None:
-            columns = column_rest.new_zeros(2, self.num_columns)
+            columns = column_rest.new_zeros(2, len(column_rest))
             columns[0], columns[1, self.own] = column_rest, pair
             column_rest, column_pair = all_reduce_sum(columns, process_group)
         rests = torch.stack([row_rest, column_rest[self.own]])
@@ -97,56 +90,46 @@ class OneExponential:
         return exponentials
 
 
-class TwoExponentials:
+class TwoExponentials(_Softmaxes):
     """
     Both softmaxes from the maximum of every row and of every column, which no logits can overflow. Pairs are kept apart as in
     [`OneExponential`], whose methods it has.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        num_columns: int,
-        first_column: int,
-        scale: Tensor | float,
-        factor: Tensor | float,
-        like: Tensor,
-    ):
-        self.first_column, self.factor = first_column, factor
-        self.own = slice(first_column, first_column + num_rows)
-        self.matched, self.row_max, self.row_rest = (like.new_empty(num_rows) for _ in range(3))
-        self.column_max = like.new_full((num_columns,), float("-inf"))
-        self.column_rest = like.new_zeros(num_columns)
-
     def add(self, rows: slice, logits: Tensor) -> Tensor:
         first = self.first_column + rows.start
-        self.matched[rows] = logits.diagonal(first)
-        self.row_max[rows] = logits.amax(dim=1)
-        exponentials = (logits - self.row_max[rows, None]).exp_()
+        row_max, column_max = logits.amax(dim=1), logits.amax(dim=0)
+        if self.column_max is not None:
+            column_max = torch.maximum(self.column_max, column_max)
+            self.column_rest *= torch.exp(self.column_max - column_max)
+        self.column_max = column_max
+        self.pairs.append(logits.diagonal(first).clone())
+        self.row_maxima.append(row_max)
+        exponentials = (logits - row_max[:, None]).exp_()
         exponentials.diagonal(first).zero_()
-        self.row_rest[rows] = exponentials.sum(dim=1)
-        previous_max, self.column_max = self.column_max, torch.maximum(self.column_max, logits.amax(dim=0))
-        exponentials = torch.sub(logits, self.column_max, out=exponentials).exp_()
+        self.row_rests.append(exponentials.sum(dim=1))
+        exponentials = torch.sub(logits, column_max, out=exponentials).exp_()
         exponentials.diagonal(first).zero_()
-        self.column_rest *= torch.exp(previous_max - self.column_max)
-        self.column_rest += exponentials.sum(dim=0)
+        column_rest = exponentials.sum(dim=0)
+        self.column_rest = column_rest if self.column_rest is None else self.column_rest.add_(column_rest)
         return logits
 
     def again(self, rows: slice, logits: Tensor) -> Tensor:
         return logits
 
     def combine(self, process_group: dist.ProcessGroup | None) -> bool:
+        matched, row_max, row_rest = (torch.cat(parts) for parts in (self.pairs, self.row_maxima, self.row_rests))
         column_pair = torch.zeros_like(self.column_rest)
-        column_pair[self.own] = torch.exp(self.matched - self.column_max[self.own])
+        column_pair[self.own] = torch.exp(matched - self.column_max[self.own])
         columns = all_gather_stack(torch.stack([self.column_max, self.column_rest, column_pair]), process_group)
         maxima, rests, pairs = columns.unbind(dim=1)
         column_max = maxima.amax(dim=0)
         shrink = torch.exp(maxima - column_max)
         rest, pair = (rests * shrink).sum(dim=0), (pairs * shrink).sum(dim=0)
         # log(1 + others / pair), with the logarithm of the quotient in its place, for the pair may underflow.
-        self.row_gap = F.softplus(self.row_rest.log() + (self.row_max - self.matched), threshold=50)
-        self.column_gap = F.softplus(rest[self.own].log() + (column_max[self.own] - self.matched), threshold=50)
-        self.row_logsumexp, self.column_logsumexp = self.matched + self.row_gap, column_max + (rest + pair).log()
+        self.row_gap = F.softplus(row_rest.log() + (row_max - matched), threshold=50)
+        self.column_gap = F.softplus(rest[self.own].log() + (column_max[self.own] - matched), threshold=50)
+        self.row_logsumexp, self.column_logsumexp = matched + self.row_gap, column_max + (rest + pair).log()
         self.gaps = torch.stack([self.row_gap, self.column_gap])
         return True
 
