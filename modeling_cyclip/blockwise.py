@@ -188,13 +188,14 @@ def in_batch_recall(
     """
     Image-to-text and text-to-image recall@1 of unit-norm embeddings: the share of images whose own caption is the most
     similar one in the batch, and the share of captions likewise. A pair that ties with others counts as the chance of
-    picking it among them, so that collapsed embeddings score 1 / N and not 1. With a process group, the batch is that of
-    all processes.
+    picking it among them, so that collapsed embeddings score 1 / N and not 1. Processes of a group, which all have the
+    embeddings of all of them, share the work.
     """
-    all_images, all_texts = (gather_rows(embeds, process_group) for embeds in (image_embeds, text_embeds))
-    first = rank(process_group) * len(image_embeds)
-    hits = torch.stack([_hits(image_embeds, all_texts, first), _hits(text_embeds, all_images, first)])
-    image_to_text, text_to_image = all_reduce_sum(hits, process_group) / len(all_images)
+    num_own = len(image_embeds) // world_size(process_group)
+    own = slice(rank(process_group) * num_own, (rank(process_group) + 1) * num_own)
+    pairs = (image_embeds, text_embeds), (text_embeds, image_embeds)
+    hits = torch.stack([_hits(queries[own], candidates, own.start) for queries, candidates in pairs])
+    image_to_text, text_to_image = all_reduce_sum(hits, process_group) / len(image_embeds)
     return image_to_text, text_to_image
 
 

@@ -69,10 +69,10 @@ class CyCLIPTrainer(Trainer):
 
     A log shows the loss and its three parts (unweighted, averaged since the last log), `logit_scale` (the multiplier), the
     learning rate and the gradient's norm at that step. Cyclic terms that the loss does not need one by one, for their weights
-    are zero, or equal in a batch above 1.5 times the embeddings' dimension, are those of the last batch. Of the last batch it shows image-to-text and text-to-image recall@1, the mean pairwise cosines of
-    images and of captions, and the share of repeated captions. A warning says once if these show that the training goes
-    wrong. `broken_images` counts the rows left out so far; a warning names each of them. An evaluation reports
-    `eval_loss` and its parts.
+    are zero, or equal in a batch above 1.5 times the embeddings' dimension, are those of the last batch. Of the last batch it
+    shows image-to-text and text-to-image recall@1, the mean pairwise cosines of images and of captions, and the share of
+    repeated captions. A warning says once if these show that the training goes wrong. `broken_images` counts the rows left
+    out so far; a warning names each of them. An evaluation reports `eval_loss` and its parts.
 
     Args:
         model ([`CyCLIPModel`]):
@@ -409,9 +409,8 @@ class CyCLIPTrainer(Trainer):
                 time.time() - start_time
             )
             logs.update(self._train_parts.drain())
-            group = training_process_group()
-            image_to_text, text_to_image = in_batch_recall(*self._last_embeds, group)
             *embeds, captions = self.accelerator.gather((*self._last_embeds, caption_keys(*self._last_captions)))
+            image_to_text, text_to_image = in_batch_recall(*embeds, training_process_group())
             if not logs.keys() >= set(CYCLIC_LOSSES):
                 terms = cyclic_regularisers(*embeds)
                 logs.update({name: term.item() for name, term in zip(CYCLIC_LOSSES, terms, strict=True)})
