@@ -28,7 +28,6 @@ import itertools
 import json
 import math
 import os
-import random
 import signal
 import statistics
 import sys
@@ -40,21 +39,19 @@ from functools import cache, partial
 from pathlib import Path
 
 import accelerate
-import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
 from loss_cost import CONTENDERS, dense_clip
 from machine import PeakMemory, described, script_parser, timed
-from PIL import Image
 from step_memory import TrainingStep, make_inputs
-from torch.utils.data import Dataset
-from transformers import CLIPModel, PrinterCallback, TrainerCallback
+from trainings import RandomPictures, quiet, shape_pairs, training_arguments
+from transformers import CLIPModel, TrainerCallback
 
 import modeling_cyclip
-from modeling_cyclip import CyCLIPConfig, CyCLIPModel, CyCLIPTrainer, CyCLIPTrainingArguments
+from modeling_cyclip import CyCLIPConfig, CyCLIPModel, CyCLIPTrainer
 from modeling_cyclip.build_model import MODEL_SIZES, ModelArguments, build_model_and_processor
-from modeling_cyclip.data.shapes import COLOURS, PHRASINGS, SHAPES, SIDE, scenes
+from modeling_cyclip.data.shapes import SIDE
 
 
 # Dense bf16, from NVIDIA's data sheets; the first name that the device's contains.
@@ -70,16 +67,6 @@ WARMUP_STEPS = 5
 
 
 # Small trainings on drawn shapes.
-
-
-@cache
-def shape_pairs():
-    generator = random.Random(0)
-    kinds = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    return [
-        {"image": image, "caption": f"{generator.choice(PHRASINGS).format(**scene)}, number {number}"}
-        for number, (scene, image) in enumerate(scenes(kinds, 10 * SMALL_BATCH, seed=0))
-    ]
 
 
 @cache
@@ -103,23 +90,6 @@ def small_trainer(output_dir, steps, precision="fp32", chunk_size=None, callback
         # From its usual start, a whole batch overflows for more steps than its chunks do.
         scaler.load_state_dict({**scaler.state_dict(), "scale": SMALL_SCALE})
     return quiet(trainer)
-
-
-def quiet(trainer):
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def training_arguments(output_dir, steps, batch_size, **options):
-    options = {"dataloader_num_workers": 0, **options}
-    return CyCLIPTrainingArguments(
-        output_dir,
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        report_to="none",
-        disable_tqdm=True,
-        **options,
-    )
 
 
 def weights(model):
@@ -326,24 +296,6 @@ class StepTimes(TrainerCallback):
         torch.cuda.synchronize()
         ends = self.ends[WARMUP_STEPS - 1 :]
         return [start.elapsed_time(end) for start, end in itertools.pairwise(ends)]
-
-
-class RandomPictures(Dataset):
-    """As many pairs as are asked for: pictures of random bytes, of the model's size, and captions that fill the context."""
-
-    def __init__(self, size, num_pairs):
-        self.num_pairs = num_pairs
-        bytes_of = np.random.default_rng(0).integers
-        self.images = [Image.fromarray(bytes_of(256, size=(size, size, 3), dtype=np.uint8)) for _ in range(64)]
-        draw = random.Random(0)
-        words = [*COLOURS, *SHAPES]
-        self.captions = [" ".join(draw.choices(words, k=100)) for _ in range(1000)]
-
-    def __len__(self):
-        return self.num_pairs
-
-    def __getitem__(self, index):
-        return {"image": self.images[index % len(self.images)], "caption": self.captions[index % len(self.captions)]}
 
 
 class OneBatchTrainer(CyCLIPTrainer):

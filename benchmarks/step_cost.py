@@ -16,8 +16,8 @@ import time
 from functools import partial
 
 import torch
-from gpu_training import RandomPictures, quiet, shape_pairs, training_arguments
 from machine import described, script_parser
+from trainings import RandomPictures, quiet, shape_pairs, training_arguments
 from transformers import CLIPModel, TrainerCallback
 
 from modeling_cyclip import CyCLIPTrainer, modeling_cyclip
