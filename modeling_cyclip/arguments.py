@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
@@ -308,6 +310,18 @@ def _read_config(
         except (argparse.ArgumentTypeError, argparse.ArgumentError, ValueError) as error:
             parser.error(f"--config {path}, {key}: {getattr(error, 'message', error)}")
     return told
+
+
+def check_name(value: str, said: str) -> None:
+    """Raises a `ValueError`, which begins with what was `said`, for a name of nothing here that cannot be one on the Hub."""
+    try:
+        # Shards may be a pattern.
+        if not Path(value).expanduser().exists() and not value.endswith(".tar"):
+            validate_repo_id(value)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{said}: there is no such folder or file here, and no name on the Hub has this form (user/name)."
+        ) from error
 
 
 def _as_told(

@@ -8,14 +8,13 @@ from pathlib import Path
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from huggingface_hub import constants, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
+from ..arguments import check_name
 from ..build_model import ModelArguments
 from ..data.captions import FILE_FORMATS, DataArguments
 from ..trainer import LOSS_PARTS
@@ -48,7 +47,7 @@ def check_sources(model_args: ModelArguments, data_args: DataArguments) -> None:
     ):
         for name in names:
             if (value := getattr(args, name)) is not None:
-                _check_name(name, value)
+                check_name(value, f"--{name} {value}")
     for name in ("train_file", "validation_file"):
         files = getattr(data_args, name)
         for file in [files] if isinstance(files, str) else files or []:
@@ -60,17 +59,6 @@ def check_sources(model_args: ModelArguments, data_args: DataArguments) -> None:
         known = Image.registered_extensions().keys() | FILE_FORMATS.keys() | ARCHIVES
         if not any(path.suffix.lower() in known for path in folder.rglob("*")):
             raise ValueError(f"--dataset_name {folder}: no image, table or archive is in it or in a folder of it.")
-
-
-def _check_name(argument: str, value: str) -> None:
-    try:
-        # Shards may be a pattern.
-        if not Path(value).expanduser().exists() and not value.endswith(".tar"):
-            validate_repo_id(value)
-    except HFValidationError as error:
-        raise ValueError(
-            f"--{argument} {value}: there is no such folder or file here, and no name on the Hub has this form (user/name)."
-        ) from error
 
 
 def check_services(model_args: ModelArguments, training_args: CyCLIPTrainingArguments) -> None:

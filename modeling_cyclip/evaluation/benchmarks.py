@@ -15,6 +15,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plu
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..arguments import check_name
 from ..data.captions import open_table
 from ..data.columns import prompt_template
 from ..package_files import package_file
@@ -135,6 +136,7 @@ def open_benchmark(name_or_path: str) -> Benchmark:
     registry = yaml.safe_load(REGISTRY.read_text())
     if name_or_path in registry and not Path(name_or_path).exists():
         return Benchmark(**registry[name_or_path])
+    check_name(name_or_path, name_or_path)
     return Benchmark(path=name_or_path)
 
 

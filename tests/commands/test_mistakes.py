@@ -244,6 +244,14 @@ def test_what_the_hub_does_not_give_is_one_line(case, capsys, monkeypatch):
     assert line.replace("split train", "split test") in said(capsys, command, program=evaluate)
 
 
+def test_evaluating_on_a_folder_that_is_not_there(capsys):
+    command = "--model_name_or_path user/model --dataset folder/of/tset --output_dir out"
+    assert (
+        "folder/of/tset: there is no such folder or file here, and no name on the Hub has this form (user/name)."
+        in said(capsys, command, program=evaluate)
+    )
+
+
 @pytest.mark.skipif(is_wandb_available(), reason="wandb is installed")
 def test_a_reporter_that_is_not_installed(capsys, no_data):
     assert "--report_to wandb needs a package that is not installed: pip install wandb" in said(
