@@ -47,6 +47,11 @@ class ModelArguments:
         default=None,
         help="Batch size R that both weights were chosen for: multiplies them by R / batch (default: off).",
     )
+    cyclic_max_gradient_share: float | None = HfArg(
+        default=None,
+        help="Lowers both weights at every step at which the terms' gradient would be more than this share of the "
+        "contrastive loss's, such as 0.3 (default: off).",
+    )
     freeze_vision: bool = HfArg(default=False, help="Keep the vision tower and its projection as they are.")
     freeze_text: bool = HfArg(default=False, help="Keep the text tower and its projection as they are.")
     attn_implementation: str | None = HfArg(
@@ -65,7 +70,10 @@ class ModelArguments:
 
     def __post_init__(self):
         check_cyclic_terms(
-            self.inmodal_cyclic_weight or 0, self.crossmodal_cyclic_weight or 0, self.cyclic_reference_batch_size
+            self.inmodal_cyclic_weight or 0,
+            self.crossmodal_cyclic_weight or 0,
+            self.cyclic_reference_batch_size,
+            self.cyclic_max_gradient_share,
         )
         given = [name for name in ("model_name_or_path", "config_name", "model_size") if getattr(self, name)]
         if len(given) != 1:
@@ -180,7 +188,12 @@ def _build(
 ) -> tuple[CyCLIPModel, CLIPProcessor]:
     weights = {
         name: getattr(args, name)
-        for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight", "cyclic_reference_batch_size")
+        for name in (
+            "inmodal_cyclic_weight",
+            "crossmodal_cyclic_weight",
+            "cyclic_reference_batch_size",
+            "cyclic_max_gradient_share",
+        )
         if getattr(args, name) is not None
     }
     if args.model_name_or_path is not None:

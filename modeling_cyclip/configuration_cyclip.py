@@ -22,6 +22,9 @@ class CyCLIPConfig(CLIPConfig):
         cyclic_reference_batch_size (`int`, *optional*):
             The batch size R that the two weights were chosen for. The paper's terms grow with the batch size N. If R is
             set, both weights are multiplied by R / N, so that they keep their meaning. `None` is the paper's loss.
+        cyclic_max_gradient_share (`float`, *optional*):
+            A bound on the pull of the two terms: their gradient at the embeddings is at most this share of the contrastive
+            loss's, at every step. Both weights are lowered where it would be more. `None` is the paper's loss.
         kwargs (*optional*):
             Arguments of [`~transformers.CLIPConfig`], such as `text_config` and `vision_config`.
 
@@ -38,10 +41,16 @@ class CyCLIPConfig(CLIPConfig):
     inmodal_cyclic_weight: float | int = 0.25
     crossmodal_cyclic_weight: float | int = 0.25
     cyclic_reference_batch_size: int | None = None
+    cyclic_max_gradient_share: float | int | None = None
 
     def validate_cyclic_terms(self):
         """Part of `@strict`-powered validation."""
-        check_cyclic_terms(self.inmodal_cyclic_weight, self.crossmodal_cyclic_weight, self.cyclic_reference_batch_size)
+        check_cyclic_terms(
+            self.inmodal_cyclic_weight,
+            self.crossmodal_cyclic_weight,
+            self.cyclic_reference_batch_size,
+            self.cyclic_max_gradient_share,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
@@ -52,9 +61,15 @@ class CyCLIPConfig(CLIPConfig):
 
 
 def check_cyclic_terms(
-    inmodal_cyclic_weight: float, crossmodal_cyclic_weight: float, cyclic_reference_batch_size: int | None
+    inmodal_cyclic_weight: float,
+    crossmodal_cyclic_weight: float,
+    cyclic_reference_batch_size: int | None,
+    cyclic_max_gradient_share: float | None,
 ) -> None:
-    """Raises a `ValueError` for a weight that is negative or not finite, and for a reference batch below 1."""
+    """
+    Raises a `ValueError` for a weight that is negative or not finite, for a reference batch below 1, and for a share that is
+    not positive and finite.
+    """
     weights = {"inmodal_cyclic_weight": inmodal_cyclic_weight, "crossmodal_cyclic_weight": crossmodal_cyclic_weight}
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
@@ -63,4 +78,10 @@ def check_cyclic_terms(
         raise ValueError(
             "`cyclic_reference_batch_size` must be a batch size of at least 1, or None for the paper's loss, got "
             f"{cyclic_reference_batch_size}."
+        )
+    share = cyclic_max_gradient_share
+    if share is not None and not (math.isfinite(share) and share > 0):
+        raise ValueError(
+            "`cyclic_max_gradient_share` must be a positive finite number, such as 0.3, or None for no bound, got "
+            f"{share}. Weights of 0 turn the terms off."
         )

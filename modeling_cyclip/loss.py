@@ -1,11 +1,13 @@
 """The loss of CyCLIP (Goel et al., 2022, https://huggingface.co/papers/2205.14459, section 3)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .balance import bounded_sum
 from .blockwise import contrastive_loss, view_loss
 from .configuration_cyclip import check_cyclic_terms
 from .cyclic import CyclicProducts, prefers_whole_matrices, small_batch_loss
@@ -27,6 +29,9 @@ class CyCLIPLossOutput(NamedTuple):
             The cross-modal term, before its weight, likewise.
         inmodal_contrastive_loss (`torch.Tensor` of shape `()`, *optional*):
             The in-modal contrastive term, in nats. Only a batch with augmented views has it.
+        cyclic_gradient_factor (`torch.Tensor` of shape `()`, *optional*):
+            The factor, at most 1, by which `cyclic_max_gradient_share` has lowered both weights in this batch. `None` without
+            that bound.
     """
 
     loss: Tensor
@@ -34,6 +39,7 @@ class CyCLIPLossOutput(NamedTuple):
     inmodal_cyclic_loss: Tensor | None
     crossmodal_cyclic_loss: Tensor | None
     inmodal_contrastive_loss: Tensor | None = None
+    cyclic_gradient_factor: Tensor | None = None
 
 
 @torch.compiler.disable
@@ -45,6 +51,7 @@ def cyclip_loss(
     inmodal_cyclic_weight: float = 0.25,
     crossmodal_cyclic_weight: float = 0.25,
     cyclic_reference_batch_size: int | None = None,
+    cyclic_max_gradient_share: float | None = None,
     augmented_image_embeds: Tensor | None = None,
     augmented_text_embeds: Tensor | None = None,
     return_all_parts: bool = True,
@@ -75,6 +82,10 @@ def cyclip_loss(
             λ2.
         cyclic_reference_batch_size (`int`, *optional*):
             The batch size R that the weights were chosen for: both are multiplied by R / N. `None` is the paper's loss.
+        cyclic_max_gradient_share (`float`, *optional*):
+            A bound ρ on the pull of the cyclic terms: where their gradient is longer than ρ times the contrastive loss's, both
+            weights are lowered in this batch until it is as long. Both gradients are those at the embeddings, along the
+            sphere. `None` is the paper's loss.
         augmented_image_embeds (`torch.Tensor` of shape `(batch, dim)`, *optional*):
             Unit-norm embeddings of the augmented images, in the same order as `image_embeds`.
         augmented_text_embeds (`torch.Tensor` of shape `(batch, dim)`, *optional*):
@@ -92,7 +103,7 @@ def cyclip_loss(
 
     Raises:
         `ValueError`: embeddings that are not matrices of one shape with at least one row, one augmented view without the
-        other, a negative weight, or a reference batch below 1.
+        other, a negative weight, a reference batch below 1, or a share that is not positive.
 
     Example:
 
@@ -106,7 +117,9 @@ def cyclip_loss(
     >>> loss = cyclip_loss(image_embeds, text_embeds, logit_scale=14.3).loss
     ```
     """
-    check_cyclic_terms(inmodal_cyclic_weight, crossmodal_cyclic_weight, cyclic_reference_batch_size)
+    check_cyclic_terms(
+        inmodal_cyclic_weight, crossmodal_cyclic_weight, cyclic_reference_batch_size, cyclic_max_gradient_share
+    )
     if (augmented_image_embeds is None) != (augmented_text_embeds is None):
         raise ValueError("`augmented_image_embeds` and `augmented_text_embeds` go together: pass both or neither.")
     views = () if augmented_image_embeds is None else (augmented_image_embeds, augmented_text_embeds)
@@ -122,38 +135,62 @@ def cyclip_loss(
     inmodal_weight, crossmodal_weight = factor * inmodal_cyclic_weight, factor * crossmodal_cyclic_weight
     is_cyclic = inmodal_weight + crossmodal_weight > 0
 
-    if is_cyclic and not views and prefers_whole_matrices(len(image_embeds), batch_size, image_embeds.shape[1]):
+    is_bounded = is_cyclic and cyclic_max_gradient_share is not None
+
+    is_small = prefers_whole_matrices(len(image_embeds), batch_size, image_embeds.shape[1])
+    if is_cyclic and is_small and not views and not is_bounded:
         return CyCLIPLossOutput(
             *small_batch_loss(image_embeds, text_embeds, logit_scale, inmodal_weight, crossmodal_weight, process_group)
         )
 
+    inputs = image_embeds, text_embeds, logit_scale, *views
+    terms = partial(_terms, inmodal_weight, crossmodal_weight, batch_size, return_all_parts, process_group)
+    if not is_bounded:
+        contrastive, cyclic, parts = terms(*inputs)
+        return CyCLIPLossOutput(contrastive if cyclic is None else contrastive + cyclic, **parts)
+    # The bound is the same where no gradient is asked for, also in inference mode, whose tensors autograd refuses.
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
+        contrastive, cyclic, parts = terms(*leaves)
+    loss, factor = bounded_sum(contrastive, cyclic, leaves, inputs, cyclic_max_gradient_share, process_group)
+    return CyCLIPLossOutput(loss, **parts, cyclic_gradient_factor=factor)
+
+
+def _terms(
+    inmodal_weight: float,
+    crossmodal_weight: float,
+    batch_size: int,
+    return_all_parts: bool,
+    process_group: dist.ProcessGroup | None,
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *views: Tensor,
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor | None]]:
+    """The contrastive and the weighted cyclic part of the loss, both differentiable, and the parts to report."""
     contrastive = contrastive_loss(image_embeds, text_embeds, logit_scale, process_group)
-    loss, inmodal_contrastive = contrastive, None
+    parts = {"contrastive_loss": contrastive.detach()}
     if views:
         inmodal_contrastive = sum(
             view_loss(embeds, augmented, logit_scale, process_group) / 2
             for embeds, augmented in zip((image_embeds, text_embeds), views, strict=True)
         )
-        loss = (contrastive + inmodal_contrastive) / 2
+        parts["inmodal_contrastive_loss"] = inmodal_contrastive.detach()
+        contrastive = (contrastive + inmodal_contrastive) / 2
 
-    inmodal = crossmodal = None
+    cyclic = inmodal = crossmodal = None
+    is_cyclic = inmodal_weight + crossmodal_weight > 0
     needs_both = return_all_parts or inmodal_weight != crossmodal_weight
     if return_all_parts or is_cyclic:
         norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, process_group, needs_both)
         if is_cyclic:
-            loss = loss + (inmodal_weight + crossmodal_weight) / (2 * batch_size) * norm
+            cyclic = (inmodal_weight + crossmodal_weight) / (2 * batch_size) * norm
         if inmodal_weight != crossmodal_weight:
-            loss = loss + (inmodal_weight - crossmodal_weight) / (2 * batch_size) * transposed
+            cyclic = cyclic + (inmodal_weight - crossmodal_weight) / (2 * batch_size) * transposed
         if needs_both:
             inmodal = (norm + transposed).detach() / (2 * batch_size)
             crossmodal = (norm - transposed).detach() / (2 * batch_size)
-    return CyCLIPLossOutput(
-        loss=loss,
-        contrastive_loss=contrastive.detach(),
-        inmodal_cyclic_loss=inmodal,
-        crossmodal_cyclic_loss=crossmodal,
-        inmodal_contrastive_loss=None if inmodal_contrastive is None else inmodal_contrastive.detach(),
-    )
+    return contrastive, cyclic, {**parts, "inmodal_cyclic_loss": inmodal, "crossmodal_cyclic_loss": crossmodal}
 
 
 @torch.compiler.disable

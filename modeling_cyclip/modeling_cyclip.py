@@ -56,6 +56,8 @@ class CyCLIPOutput(CLIPOutput):
             Unit-norm embeddings of the augmented images.
         augmented_text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
             Unit-norm embeddings of the augmented captions.
+        cyclic_gradient_factor (`torch.FloatTensor` of shape `()`, *optional*):
+            The factor, at most 1, by which `config.cyclic_max_gradient_share` has lowered both cyclic weights in this batch.
     """
 
     logit_scale: torch.FloatTensor | None = None
@@ -65,6 +67,7 @@ class CyCLIPOutput(CLIPOutput):
     inmodal_contrastive_loss: torch.FloatTensor | None = None
     augmented_image_embeds: torch.FloatTensor | None = None
     augmented_text_embeds: torch.FloatTensor | None = None
+    cyclic_gradient_factor: torch.FloatTensor | None = None
 
 
 # Arguments of `from_pretrained` that say where on the Hub.
@@ -374,6 +377,7 @@ class CyCLIPModel(CLIPModel):
             inmodal_cyclic_weight=self.config.inmodal_cyclic_weight * cyclic_weight_factor,
             crossmodal_cyclic_weight=self.config.crossmodal_cyclic_weight * cyclic_weight_factor,
             cyclic_reference_batch_size=self.config.cyclic_reference_batch_size,
+            cyclic_max_gradient_share=self.config.cyclic_max_gradient_share,
             augmented_image_embeds=augmented_image_embeds,
             augmented_text_embeds=augmented_text_embeds,
             return_all_parts=return_all_parts,

@@ -61,6 +61,7 @@ logger = logging.get_logger(__name__)
 
 CYCLIC_LOSSES = ("inmodal_cyclic_loss", "crossmodal_cyclic_loss")
 LOSS_PARTS = ("contrastive_loss", "inmodal_contrastive_loss", *CYCLIC_LOSSES)
+AVERAGED = (*LOSS_PARTS, "cyclic_gradient_factor")
 
 
 class CyCLIPTrainer(Trainer):
@@ -69,7 +70,8 @@ class CyCLIPTrainer(Trainer):
 
     A log shows the loss and its three parts (unweighted, averaged since the last log), `logit_scale` (the multiplier), the
     learning rate and the gradient's norm at that step. Cyclic terms that the loss does not need one by one, for their weights
-    are zero, or equal in a batch above 1.5 times the embeddings' dimension, are those of the last batch. Of the last batch it
+    are zero, or equal in a batch above 1.5 times the embeddings' dimension, are those of the last batch.
+    `cyclic_gradient_factor` is by how much `config.cyclic_max_gradient_share` lowered the cyclic weights. Of the last batch it
     shows image-to-text and text-to-image recall@1, the mean pairwise cosines of images and of captions, and the share of
     repeated captions. A warning says once if these show that the training goes wrong. `broken_images` counts the rows left
     out so far; a warning names each of them. An evaluation reports `eval_loss` and its parts.
@@ -331,7 +333,7 @@ class CyCLIPTrainer(Trainer):
             self._first_bad_step.add(parts["loss"], self.state.global_step + 1)
             if self.args.device.type == "cpu":  # where reading it costs nothing
                 self._stop_if_diverged(look_at_weights=False)
-        self._train_parts.add({name: parts.get(name) for name in LOSS_PARTS}, weight=1)
+        self._train_parts.add({name: parts.get(name) for name in AVERAGED}, weight=1)
         self._last_embeds = image_embeds.detach(), text_embeds.detach()
         self._last_captions = inputs["input_ids"], inputs.get("attention_mask", self._attention_mask)
 

@@ -38,16 +38,18 @@ def make_embeds(dtype, dim):
 
 
 def loss_and_gradients(features, weight, log_scale, process_group):
-    """Without, and with augmented views."""
+    """Without, with augmented views, and with a bound on the cyclic gradient."""
     image_embeds, text_embeds, *views = (F.normalize(x @ weight, dim=-1) for x in features)
     options = {**WEIGHTS, "process_group": process_group}
     plain = cyclip_loss(image_embeds, text_embeds, log_scale.exp(), **options)
     views = dict(zip(("augmented_image_embeds", "augmented_text_embeds"), views, strict=True))
     with_views = cyclip_loss(image_embeds, text_embeds, log_scale.exp(), **options, **views)
-    parts = [part.detach() for part in (*plain[:4], *with_views)]
+    bounded = cyclip_loss(image_embeds, text_embeds, log_scale.exp(), **options, cyclic_max_gradient_share=0.1)
+    assert bounded.cyclic_gradient_factor < 1
+    parts = [part.detach() for part in (*plain[:4], *with_views[:5], *bounded[:4], bounded.cyclic_gradient_factor)]
     gradients = [
         gradient
-        for output in (plain, with_views)
+        for output in (plain, with_views, bounded)
         for gradient in torch.autograd.grad(output.loss, (weight, log_scale), retain_graph=True)
     ]
     return parts, gradients

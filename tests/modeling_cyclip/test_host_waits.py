@@ -28,11 +28,12 @@ def inputs_on(device, image_size):
     }
 
 
-@pytest.mark.parametrize("weights", [(0.25, 0.25), (0.25, 0.1), (0.0, 0.0)])
+@pytest.mark.parametrize("weights, share", [((0.25, 0.25), None), ((0.25, 0.1), None), ((0.25, 0.25), 0.3), ((0.0, 0.0), None)])
 @pytest.mark.parametrize("chunk_size", [None, 4])
-def test_a_step_reads_nothing_from_the_device(device, model, processor, weights, chunk_size, monkeypatch):
+def test_a_step_reads_nothing_from_the_device(device, model, processor, weights, share, chunk_size, monkeypatch):
     model = CyCLIPModel(model.config).to(device).train()
     model.config.inmodal_cyclic_weight, model.config.crossmodal_cyclic_weight = weights
+    model.config.cyclic_max_gradient_share = share
     inputs = inputs_on(device, model.config.vision_config.image_size)
     inputs["pixel_values"] = normalize(processor.image_processor, inputs["pixel_values"])
     if chunk_size is None:

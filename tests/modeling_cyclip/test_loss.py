@@ -96,7 +96,7 @@ def test_augmented_views_halve_the_contrastive_term_with_one_of_their_own(n, dim
     )
 
     references = expected, contrastive, inmodal, crossmodal, sum(views) / 2
-    for actual, reference in zip(output, references, strict=True):
+    for actual, reference in zip(output[:5], references, strict=True):
         assert actual.item() == pytest.approx(reference.item(), rel=1e-12, abs=1e-13)
     inputs = [*embeds, scale]
     for actual, reference in zip(gradients(output.loss, inputs), gradients(expected, inputs), strict=True):
@@ -192,6 +192,8 @@ def test_wrong_shapes_are_refused(image_shape, text_shape, message):
         ("crossmodal_cyclic_weight", float("nan")),
         ("crossmodal_cyclic_weight", float("inf")),
         ("cyclic_reference_batch_size", 0),
+        ("cyclic_max_gradient_share", 0.0),
+        ("cyclic_max_gradient_share", float("nan")),
     ],
 )
 def test_wrong_options_are_refused_by_name(option, value):

@@ -78,8 +78,9 @@ def test_augmented_views_are_embedded_like_the_others_and_enter_the_loss(model, 
         augmented_image_embeds=flipped.image_embeds,
         augmented_text_embeds=flipped.text_embeds,
     )
+    assert "cyclic_gradient_factor" not in output
     for name, value in expected._asdict().items():
-        torch.testing.assert_close(output[name], value)
+        torch.testing.assert_close(output.get(name), value)
     torch.testing.assert_close(output.image_embeds, plain.image_embeds)
     if not training:
         torch.testing.assert_close(output.logits_per_image, plain.logits_per_image)
@@ -104,6 +105,16 @@ def test_weight_factor_scales_both_terms(model, inputs):
     half = model(**inputs, return_loss=True, cyclic_weight_factor=0.5)
     cyclic = half.inmodal_cyclic_loss + half.crossmodal_cyclic_loss
     torch.testing.assert_close(half.loss, half.contrastive_loss + 0.5 * 0.25 * cyclic)
+
+
+def test_the_configuration_bounds_the_cyclic_gradient(model, inputs, tmp_path):
+    model.config.cyclic_max_gradient_share = 0.01
+    model.save_pretrained(tmp_path)
+    outputs = CyCLIPModel.from_pretrained(tmp_path).train()(**inputs, return_loss=True)
+    cyclic = outputs.inmodal_cyclic_loss + outputs.crossmodal_cyclic_loss
+    assert 0 < outputs.cyclic_gradient_factor < 1
+    expected = outputs.contrastive_loss + 0.25 * outputs.cyclic_gradient_factor * cyclic
+    assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_tuple_output_starts_with_the_loss(model, inputs):
@@ -273,8 +284,9 @@ def test_checkpoint_opens_where_this_package_is_not_installed(model, processor, 
 
 @pytest.mark.parametrize(
     "option, value",
-    [("inmodal_cyclic_weight", -1.0), ("crossmodal_cyclic_weight", float("nan")), ("cyclic_reference_batch_size", 0)],
-)
+    [("inmodal_cyclic_weight", -1.0), ("crossmodal_cyclic_weight", float("nan")), ("cyclic_reference_batch_size", 0),
+     ("cyclic_max_gradient_share", 0.0)],
+)  # fmt: skip
 def test_configuration_refuses_values_without_meaning(option, value):
     with pytest.raises(Exception, match=option):
         CyCLIPConfig(**{option: value})

@@ -57,6 +57,18 @@ def test_log_shows_loss_parts_scale_rate_and_recall(make_trainer):
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
+def test_log_shows_by_how_much_the_cyclic_weights_were_lowered(make_trainer, model, chunk_size):
+    model.config.cyclic_max_gradient_share = 0.01
+    trainer = make_trainer(gradient_cache_chunk_size=chunk_size, logging_steps=1)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert all(0 < log["cyclic_gradient_factor"] < 1 for log in logs)
+    for log in logs:
+        cyclic_loss = log["cyclic_gradient_factor"] * (log["inmodal_cyclic_loss"] + log["crossmodal_cyclic_loss"])
+        assert log["loss"] == pytest.approx(log["contrastive_loss"] + 0.25 * cyclic_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
 def test_augmented_views_enter_the_training_loss_and_no_evaluation(make_trainer, chunk_size):
     trainer = make_trainer(turned_and_numbered, gradient_cache_chunk_size=chunk_size)
     trainer.model.config.crossmodal_cyclic_weight = 0.1  # with another weight, the loss needs both terms one by one
