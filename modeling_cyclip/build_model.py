@@ -29,7 +29,7 @@ class ModelArguments:
     model_name_or_path: str | None = HfArg(default=None, help="CLIP checkpoint to start from: a folder or a Hub id.")
     config_name: str | None = HfArg(default=None, help="config.json (file, folder or Hub id) to train from scratch.")
     model_size: str | None = HfArg(
-        default=None, help="Named size to train from scratch: nano, tiny, small, base-32, base-16, large-14 or rn50."
+        default=None, help="Named size to train from scratch: pico, nano, tiny, small, base-32, base-16, large-14 or rn50."
     )
     image_size: int | None = HfArg(default=None, help="Side of an image in pixels. Default: that of --model_size.")
     patch_size: int | None = HfArg(default=None, help="Side of a patch in pixels. Default: that of --model_size.")
@@ -134,6 +134,7 @@ MODEL_SIZES = {
         "text_config": _tower(text_width, text_layers, dim),
     }
     for name, vision_width, vision_layers, patch_size, image_size, text_width, text_layers, dim in (
+        ("pico", 96, 3, 8, 32, 96, 2, 96),
         ("nano", 128, 4, 8, 64, 128, 2, 128),
         ("tiny", 192, 12, 16, 224, 192, 6, 256),
         ("small", 384, 12, 16, 224, 384, 12, 384),

@@ -78,7 +78,7 @@ def test_configuration_from_a_file_is_trained_from_scratch(config, tmp_path):
 
 
 def test_wrong_sizes_are_refused():
-    with pytest.raises(ValueError, match="there are nano"):
+    with pytest.raises(ValueError, match="there are pico"):
         build(model_size="huge")
     with pytest.raises(ValueError, match="patches of 5"):
         build(model_size="nano", patch_size=5)
