@@ -19,6 +19,10 @@ try:
 except ImportError:
     decode_jpeg = None
 
+# Pillow tries its formats in the order in which they were loaded, and `datasets` would load all of them by their names: a JPEG
+# would be tried as four others first.
+Image.preinit()
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Of an image more than so many times as long as it is wide, the middle is opened. CLIP's processors crop to the middle
 # anyway, but only after they have made the shorter side as long as the model needs it: of 10,000 x 2 pixels, gigabytes.
