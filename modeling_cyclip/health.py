@@ -36,6 +36,18 @@ class Reading:
         return self.log["contrastive_loss"] / math.log(self.batch_size) if self.batch_size > 1 else 0.0
 
     @property
+    def contrastive(self) -> float:
+        """The contrastive part of the loss. With augmented views it is the mean of two terms."""
+        contrastive = self.log["contrastive_loss"]
+        return (contrastive + self.log.get("inmodal_contrastive_loss", contrastive)) / 2
+
+    @property
+    def has_unbounded_terms(self) -> bool:
+        """Whether the loss has cyclic terms, without a bound on their gradient. Both are sums in float32."""
+        is_clip = math.isclose(self.log["loss"], self.contrastive, rel_tol=1e-6)
+        return not is_clip and "cyclic_gradient_factor" not in self.log
+
+    @property
     def is_warm(self) -> bool:
         """Whether the warm-up has brought the rate to a tenth of its peak. No progress is expected before."""
         return self.log["learning_rate"] >= 0.1 * self.peak_learning_rate
@@ -46,12 +58,12 @@ def nothing_learnt(reading: Reading) -> str | None:
     # A loss within 2 % of that of guessing shows no more than the fluctuation of the start.
     if not reading.is_warm or reading.loss_share < 0.98:
         return None
+    cyclic = "cyclic terms that hold the embeddings together from the first step (set `cyclic_max_gradient_share=0.3`); "
     return (
         f"The contrastive loss ({reading.log['contrastive_loss']:.2f}) stays at ln({reading.batch_size}), that of "
-        "guessing: nothing is learnt. Likely causes: captions that do not belong to their images (check the columns and "
-        "the paths); a `learning_rate` too high, or a warm-up too short, for this model; cyclic terms that hold the "
-        "embeddings together from the first step (set `cyclic_warmup_ratio`, such as 0.5). Whether the model can learn "
-        "at all shows in `cyclip train --overfit_check 64`."
+        f"guessing: nothing is learnt. Likely causes: {cyclic if reading.has_unbounded_terms else ''}captions that do not "
+        "belong to their images (check the columns and the paths); a `learning_rate` too high, or a warm-up too short, for "
+        "this model. Whether the model can learn at all shows in `cyclip train --overfit_check 64`."
     )
 
 
@@ -62,10 +74,11 @@ def collapsed(reading: Reading) -> str | None:
     # A narrow cone of embeddings is not a collapse if they tell pairs apart, that is, if the loss is well below ln(N).
     if not reading.is_warm or cosines[tower] < 0.95 or reading.loss_share < 0.9:
         return None
+    cyclic = "cyclic terms, which a collapse satisfies (set `cyclic_max_gradient_share=0.3`, or lower weights); "
     return (
         f"The {tower} embeddings have collapsed: their mean pairwise cosine is {cosines[tower]:.4f}. Likely causes: "
-        "cyclic terms from the first step on, which a collapse satisfies (set `cyclic_warmup_ratio`, such as 0.5, or "
-        "lower weights); a `learning_rate` too high or a warm-up too short; images or captions that hardly differ."
+        f"{cyclic if reading.has_unbounded_terms else ''}a `learning_rate` too high or a warm-up too short; images or "
+        "captions that hardly differ."
     )
 
 
@@ -96,18 +109,16 @@ def scale_sunk(reading: Reading) -> str | None:
 
 def cyclic_outweighs(reading: Reading) -> str | None:
     """The weighted cyclic terms are larger than the contrastive term, which is far from solved."""
-    # With augmented views, the contrastive part of the loss is the mean of two terms.
-    contrastive = reading.log["contrastive_loss"]
-    contrastive = (contrastive + reading.log.get("inmodal_contrastive_loss", contrastive)) / 2
-    cyclic = reading.log["loss"] - contrastive
-    # When the contrastive term is nearly solved, any other term outweighs it.
-    if cyclic <= contrastive or reading.loss_share < 0.5:
+    cyclic = reading.log["loss"] - reading.contrastive
+    # When the contrastive term is nearly solved, any other term outweighs it. Where its gradient is bounded, its size says
+    # nothing.
+    if cyclic <= reading.contrastive or reading.loss_share < 0.5 or not reading.has_unbounded_terms:
         return None
     return (
-        f"The weighted cyclic terms ({cyclic:.2f}) outweigh the contrastive one ({contrastive:.2f}), which may keep the "
-        f"model from learning. They grow with the batch, here {reading.batch_size}: `cyclic_reference_batch_size=128` "
-        "keeps the weights at their meaning in the paper. They are largest at the start: `cyclic_warmup_ratio`, such as "
-        "0.5, lets them rise from zero. Or lower `inmodal_cyclic_weight` and `crossmodal_cyclic_weight`."
+        f"The weighted cyclic terms ({cyclic:.2f}) outweigh the contrastive one ({reading.contrastive:.2f}), which may keep "
+        f"the model from learning. They grow with the batch, here {reading.batch_size}, and are largest at the start: "
+        "`cyclic_max_gradient_share=0.3` bounds their pull at every step. Or lower `inmodal_cyclic_weight` and "
+        "`crossmodal_cyclic_weight`."
     )
 
 

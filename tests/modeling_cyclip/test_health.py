@@ -19,11 +19,11 @@ HEALTHY = {
 LN_128 = math.log(128)
 
 BAD = [
-    (health.nothing_learnt, {"contrastive_loss": LN_128, "loss": LN_128}, "cyclic_warmup_ratio"),
+    (health.nothing_learnt, {"contrastive_loss": LN_128, "loss": LN_128}, "--overfit_check 64"),
     (health.collapsed, {"contrastive_loss": 0.95 * LN_128, "loss": 4.7, "text_cosine": 0.99}, "text embeddings"),
     (health.scale_at_bound, {"logit_scale": 100.0}, "bound of 100"),
     (health.scale_sunk, {"logit_scale": 1.1}, "sunk to 1.10"),
-    (health.cyclic_outweighs, {"loss": 9.0, "contrastive_loss": 4.0}, "cyclic_reference_batch_size=128"),
+    (health.cyclic_outweighs, {"loss": 9.0, "contrastive_loss": 4.0}, "cyclic_max_gradient_share=0.3"),
     (health.captions_repeat, {"repeated_captions": 0.25}, "25 % of the captions"),
 ]
 
@@ -58,6 +58,21 @@ def test_each_sign_is_said_once_and_only_it(said, sign, change, words):
     feed([HEALTHY] + [{**HEALTHY, **change}] * 20)
     (message,) = said
     assert words in message
+
+
+@pytest.mark.parametrize("contrastive, cosine", [(LN_128, 0.4), (0.95 * LN_128, 0.99)])
+def test_cyclic_terms_are_a_cause_where_the_loss_has_them_and_nothing_bounds_them(said, contrastive, cosine):
+    bad = {**HEALTHY, "contrastive_loss": contrastive, "loss": contrastive, "image_cosine": cosine}
+    feed([bad] * 20)
+    feed([{**bad, "loss": contrastive + 1e-3, "cyclic_gradient_factor": 0.01}] * 20)
+    assert len(said) == 2 and not any("cyclic" in message for message in said)
+    feed([{**bad, "loss": contrastive + 1e-3}] * 20)
+    assert "cyclic terms" in said[2] and "cyclic_max_gradient_share=0.3" in said[2]
+
+
+def test_terms_whose_gradient_is_bounded_may_be_large(said):
+    feed([{**HEALTHY, "loss": 9.0, "contrastive_loss": 4.0, "cyclic_gradient_factor": 0.1}] * 20)
+    assert said == []
 
 
 @pytest.mark.parametrize("sign, change, words", BAD)
