@@ -17,9 +17,10 @@ HELP = """usage: cyclip COMMAND [--ARGUMENT VALUE ...]        (what a command ta
   publish    put a checkpoint on the Hub with its card and results
   card       write the card alone
   convert    bring weights of the official code, OpenAI or OpenCLIP into a checkpoint, and back
+  merge      average the weights of a checkpoint and of what was trained on from it
   prepare    bring CC3M, CC12M, COCO or Flickr30k into a form to train and evaluate on
 """
-COMMANDS = ("train", "evaluate", "compare", "publish", "card", "convert", "prepare")
+COMMANDS = ("train", "evaluate", "compare", "publish", "card", "convert", "merge", "prepare")
 
 # Programs that accelerate can start in several processes, and its options for the number and place of the processes.
 LAUNCHED = ("train", "evaluate")

@@ -16,7 +16,7 @@ LAYERS = (
     ("data",),
     # The Trainer, and what it is made of.
     ("training_args", "checkpoints", "gradient_cache", "optimizer", "fsdp", "health", "divergence",
-     "preemption", "resume", "run_record", "trainer_checks", "trainer", "build_model", "lora"),
+     "preemption", "resume", "run_record", "trainer_checks", "trainer", "build_model", "lora", "merge"),
     ("evaluation",),
     ("comparison",),
     ("hub",),
