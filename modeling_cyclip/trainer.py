@@ -288,9 +288,12 @@ class CyCLIPTrainer(Trainer):
         return decay_parameter_names(model)
 
     def cyclic_weight_factor(self) -> float:
-        """Factor of the cyclic weights at this step. It rises from 0 to 1 over `cyclic_warmup_ratio` of the training."""
+        """Factor of the cyclic weights at this step: 0 up to `cyclic_start_ratio`, then rising to 1 over `cyclic_warmup_ratio`."""
+        steps_since = self.state.global_step - self.args.cyclic_start_ratio * self.state.max_steps
         warmup_steps = self.args.cyclic_warmup_ratio * self.state.max_steps
-        return min(1.0, self.state.global_step / warmup_steps) if warmup_steps > 0 else 1.0
+        if steps_since < 0:
+            return 0.0
+        return min(1.0, steps_since / warmup_steps) if warmup_steps > 0 else 1.0
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None = None

@@ -38,8 +38,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
         checkpoint_on_signal (`bool`, *optional*, defaults to `True`):
             Whether SIGTERM and SIGUSR1, which clusters send before they kill, lead to a checkpoint after the step that runs
             and to exit status 143, without what a script does after its training.
+        cyclic_start_ratio (`float`, *optional*, defaults to 0.0):
+            Share of the training, in [0, 1], that is CLIP's: both cyclic weights are zero. In the paper it is 0.
         cyclic_warmup_ratio (`float`, *optional*, defaults to 0.0):
-            Share of the training, in [0, 1], over which both cyclic weights rise linearly from zero. With 0, as in the
+            Share of the training over which both cyclic weights then rise linearly from zero. With 0 for both, as in the
             paper, the weights are full from the first step, which can keep a small model from learning at all.
         gradient_cache_chunk_size (`int`, *optional*):
             Number of pairs embedded at once. The contrastive batch and its gradients stay exactly the same. The step
@@ -84,6 +86,9 @@ class CyCLIPTrainingArguments(TrainingArguments):
     )
     checkpoint_on_signal: bool = HfArg(
         default=True, help="On SIGTERM or SIGUSR1, save a checkpoint and end with status 143."
+    )
+    cyclic_start_ratio: float = HfArg(
+        default=0.0, help="Share of the training without cyclic terms, before their weights rise (paper: 0)."
     )
     cyclic_warmup_ratio: float = HfArg(
         default=0.0, help="Share of the training over which the cyclic weights rise linearly from zero (paper: 0)."
@@ -152,9 +157,11 @@ class CyCLIPTrainingArguments(TrainingArguments):
         if self.learning_rate < 0:
             raise ValueError(f"`learning_rate` must be at least 0, got {self.learning_rate}.")
         _check_schedule(SchedulerType(self.lr_scheduler_type), self.lr_scheduler_kwargs or {}, self.learning_rate)
-        if not 0 <= self.cyclic_warmup_ratio <= 1:
+        start, warmup = self.cyclic_start_ratio, self.cyclic_warmup_ratio
+        if not (start >= 0 and warmup >= 0 and start + warmup <= 1 + 1e-9):
             raise ValueError(
-                f"`cyclic_warmup_ratio` is a share of the training and must be in [0, 1], got {self.cyclic_warmup_ratio}."
+                "`cyclic_start_ratio` and `cyclic_warmup_ratio` are shares of the training, of together at most 1, got "
+                f"{start} and {warmup}."
             )
         if self.remove_unused_columns:
             raise ValueError(

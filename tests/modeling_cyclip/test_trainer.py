@@ -244,11 +244,20 @@ def test_logit_scale_is_clamped_after_every_step(make_trainer, model, start, bou
     assert model.logit_scale.item() == pytest.approx(bound, abs=1e-6)
 
 
-def test_cyclic_weights_warm_up_linearly(make_trainer):
-    trainer = make_trainer(max_steps=8, logging_steps=1, cyclic_warmup_ratio=0.5)
+@pytest.mark.parametrize(
+    "start, warmup, factors",
+    [
+        (0.0, 0.5, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
+        (0.5, 0.5, [0, 0, 0, 0, 0, 0.25, 0.5, 0.75]),
+        (0.25, 0.0, [0, 0, 1, 1, 1, 1, 1, 1]),
+        (0.3, 0.7, [0, 0, 0, 0.6 / 5.6, 1.6 / 5.6, 2.6 / 5.6, 3.6 / 5.6, 4.6 / 5.6]),
+    ],
+)
+def test_cyclic_weights_start_and_rise_linearly(make_trainer, start, warmup, factors):
+    trainer = make_trainer(max_steps=8, logging_steps=1, cyclic_start_ratio=start, cyclic_warmup_ratio=warmup)
     trainer.train()
-    for log in (log for log in trainer.state.log_history if "loss" in log):
-        factor = min(1, (log["step"] - 1) / 4)
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    for log, factor in zip(logs, factors, strict=True):
         cyclic_loss = 0.25 * (log["inmodal_cyclic_loss"] + log["crossmodal_cyclic_loss"])
         assert log["loss"] == pytest.approx(log["contrastive_loss"] + factor * cyclic_loss, rel=1e-5)
     assert trainer.model.config.inmodal_cyclic_weight == 0.25
@@ -297,6 +306,8 @@ def test_streams_are_refused(model, processor, pairs, tmp_path, wrap):
     [
         ({"gradient_accumulation_steps": 2}, "per_device_train_batch_size"),
         ({"cyclic_warmup_ratio": 1.5}, "cyclic_warmup_ratio"),
+        ({"cyclic_start_ratio": -0.1}, "cyclic_start_ratio"),
+        ({"cyclic_start_ratio": 0.6, "cyclic_warmup_ratio": 0.5}, "together at most 1"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"auto_find_batch_size": True}, "gradient_cache_chunk_size"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
