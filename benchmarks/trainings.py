@@ -54,6 +54,9 @@ def training_arguments(output_dir, steps, batch_size, **options):
         output_dir,
         max_steps=steps,
         per_device_train_batch_size=batch_size,
+        # Every step has its cyclic terms.
+        cyclic_start_ratio=0,
+        cyclic_warmup_ratio=0,
         report_to="none",
         disable_tqdm=True,
         **options,

@@ -1,5 +1,6 @@
 """Builds a model and its processor, from a checkpoint or from scratch."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,10 @@ class ModelArguments:
         default=None,
         help="Batch size R that both weights were chosen for: multiplies them by R / batch (default: off).",
     )
-    cyclic_max_gradient_share: float | None = HfArg(
-        default=None,
-        help="Lowers both weights at every step at which the terms' gradient would be more than this share of the "
-        "contrastive loss's, such as 0.3 (default: off).",
+    cyclic_max_gradient_share: float = HfArg(
+        default=1.0,
+        help="Lowers both weights at every step at which the terms' gradient would be longer than this many times the "
+        "contrastive loss's (inf: no bound, as in the paper).",
     )
     freeze_vision: bool = HfArg(default=False, help="Keep the vision tower and its projection as they are.")
     freeze_text: bool = HfArg(default=False, help="Keep the text tower and its projection as they are.")
@@ -73,7 +74,7 @@ class ModelArguments:
             self.inmodal_cyclic_weight or 0,
             self.crossmodal_cyclic_weight or 0,
             self.cyclic_reference_batch_size,
-            self.cyclic_max_gradient_share,
+            self.max_gradient_share,
         )
         given = [name for name in ("model_name_or_path", "config_name", "model_size") if getattr(self, name)]
         if len(given) != 1:
@@ -97,6 +98,11 @@ class ModelArguments:
             self._check_lora()
         elif self.lora_alpha is not None or self.lora_towers is not None or self.merge_lora:
             raise ValueError("--lora_alpha, --lora_towers and --merge_lora go with --lora_rank.")
+
+    @property
+    def max_gradient_share(self) -> float | None:
+        """The bound as a configuration has it."""
+        return None if self.cyclic_max_gradient_share == math.inf else self.cyclic_max_gradient_share
 
     @property
     def saves_adapter(self) -> bool:
@@ -189,14 +195,10 @@ def _build(
 ) -> tuple[CyCLIPModel, CLIPProcessor]:
     weights = {
         name: getattr(args, name)
-        for name in (
-            "inmodal_cyclic_weight",
-            "crossmodal_cyclic_weight",
-            "cyclic_reference_batch_size",
-            "cyclic_max_gradient_share",
-        )
+        for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight", "cyclic_reference_batch_size")
         if getattr(args, name) is not None
     }
+    weights["cyclic_max_gradient_share"] = args.max_gradient_share
     if args.model_name_or_path is not None:
         try:
             if args.save_dtype == "auto":

@@ -257,7 +257,8 @@ class CyCLIPModel(CLIPModel):
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to resize the position embeddings to the size of the images.
             cyclic_weight_factor (`float`, *optional*, defaults to 1.0):
-                Factor of both cyclic weights of the configuration. The Trainer warms them up by it.
+                Factor of both cyclic weights of the configuration, and of the bound on their gradient. The Trainer warms
+                them up by it.
             return_all_parts (`bool`, *optional*, defaults to `True`):
                 Whether to compute also the parts that the loss does not need, as in [`cyclip_loss`].
             augmented_input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -359,7 +360,7 @@ class CyCLIPModel(CLIPModel):
             logit_scale (`torch.FloatTensor` of shape `()`):
                 The multiplier of the cosines, already exponentiated.
             cyclic_weight_factor (`float`, *optional*, defaults to 1.0):
-                Factor of both cyclic weights of the configuration.
+                Factor of both cyclic weights of the configuration, and of the bound on their gradient.
             augmented_image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
                 Unit-norm embeddings of the augmented images.
             augmented_text_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
@@ -370,6 +371,7 @@ class CyCLIPModel(CLIPModel):
         Returns:
             [`CyCLIPLossOutput`]
         """
+        share = self.config.cyclic_max_gradient_share
         return cyclip_loss(
             image_embeds,
             text_embeds.to(image_embeds.device),
@@ -377,7 +379,8 @@ class CyCLIPModel(CLIPModel):
             inmodal_cyclic_weight=self.config.inmodal_cyclic_weight * cyclic_weight_factor,
             crossmodal_cyclic_weight=self.config.crossmodal_cyclic_weight * cyclic_weight_factor,
             cyclic_reference_batch_size=self.config.cyclic_reference_batch_size,
-            cyclic_max_gradient_share=self.config.cyclic_max_gradient_share,
+            # During a warm-up the bound rises with the weights. Where they are zero there is nothing to bound.
+            cyclic_max_gradient_share=share and (share * cyclic_weight_factor or None),
             augmented_image_embeds=augmented_image_embeds,
             augmented_text_embeds=augmented_text_embeds,
             return_all_parts=return_all_parts,

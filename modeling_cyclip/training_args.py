@@ -38,9 +38,9 @@ class CyCLIPTrainingArguments(TrainingArguments):
         checkpoint_on_signal (`bool`, *optional*, defaults to `True`):
             Whether SIGTERM and SIGUSR1, which clusters send before they kill, lead to a checkpoint after the step that runs
             and to exit status 143, without what a script does after its training.
-        cyclic_start_ratio (`float`, *optional*, defaults to 0.0):
-            Share of the training, in [0, 1], that is CLIP's: both cyclic weights are zero. In the paper it is 0.
-        cyclic_warmup_ratio (`float`, *optional*, defaults to 0.0):
+        cyclic_start_ratio (`float`, *optional*, defaults to 0.5):
+            Share of the training, in [0, 1], that is CLIP's: both cyclic weights are zero.
+        cyclic_warmup_ratio (`float`, *optional*, defaults to 0.5):
             Share of the training over which both cyclic weights then rise linearly from zero. With 0 for both, as in the
             paper, the weights are full from the first step, which can keep a small model from learning at all.
         gradient_cache_chunk_size (`int`, *optional*):
@@ -88,10 +88,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
         default=True, help="On SIGTERM or SIGUSR1, save a checkpoint and end with status 143."
     )
     cyclic_start_ratio: float = HfArg(
-        default=0.0, help="Share of the training without cyclic terms, before their weights rise (paper: 0)."
+        default=0.5, help="Share of the training without cyclic terms, before their weights rise (paper: 0)."
     )
     cyclic_warmup_ratio: float = HfArg(
-        default=0.0, help="Share of the training over which the cyclic weights rise linearly from zero (paper: 0)."
+        default=0.5, help="Share of the training over which the cyclic weights rise linearly from zero (paper: 0)."
     )
     gradient_cache_chunk_size: int | None = HfArg(
         default=None, help="Pairs embedded at once: the memory of these, but the gradients of the whole batch."

@@ -29,6 +29,9 @@ def make_trainer(model, processor, pairs, tmp_path):
             "logging_steps": 2,
             "save_strategy": "no",
             "disable_tqdm": True,
+            # As in the paper: every step has its cyclic terms.
+            "cyclic_start_ratio": 0.0,
+            "cyclic_warmup_ratio": 0.0,
             **options,
         }
         arguments = CyCLIPTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
