@@ -30,7 +30,8 @@ class ModelArguments:
     model_name_or_path: str | None = HfArg(default=None, help="CLIP checkpoint to start from: a folder or a Hub id.")
     config_name: str | None = HfArg(default=None, help="config.json (file, folder or Hub id) to train from scratch.")
     model_size: str | None = HfArg(
-        default=None, help="Named size to train from scratch: pico, nano, tiny, small, base-32, base-16, large-14 or rn50."
+        default=None,
+        help="Named size to train from scratch: pico, nano, tiny, small, base-32, base-16, large-14 or rn50.",
     )
     image_size: int | None = HfArg(default=None, help="Side of an image in pixels. Default: that of --model_size.")
     patch_size: int | None = HfArg(default=None, help="Side of a patch in pixels. Default: that of --model_size.")

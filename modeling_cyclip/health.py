@@ -42,10 +42,9 @@ class Reading:
         return (contrastive + self.log.get("inmodal_contrastive_loss", contrastive)) / 2
 
     @property
-    def has_unbounded_terms(self) -> bool:
-        """Whether the loss has cyclic terms, without a bound on their gradient. Both are sums in float32."""
-        is_clip = math.isclose(self.log["loss"], self.contrastive, rel_tol=1e-6)
-        return not is_clip and "cyclic_gradient_factor" not in self.log
+    def has_cyclic_terms(self) -> bool:
+        """Whether the loss is more than its contrastive part. Both are sums in float32."""
+        return not math.isclose(self.log["loss"], self.contrastive, rel_tol=1e-6)
 
     @property
     def is_warm(self) -> bool:
@@ -58,10 +57,10 @@ def nothing_learnt(reading: Reading) -> str | None:
     # A loss within 2 % of that of guessing shows no more than the fluctuation of the start.
     if not reading.is_warm or reading.loss_share < 0.98:
         return None
-    cyclic = "cyclic terms that hold the embeddings together from the first step (set `cyclic_max_gradient_share=0.3`); "
+    cyclic = "cyclic terms that hold the embeddings together from the first step (set `cyclic_start_ratio=0.5`); "
     return (
         f"The contrastive loss ({reading.log['contrastive_loss']:.2f}) stays at ln({reading.batch_size}), that of "
-        f"guessing: nothing is learnt. Likely causes: {cyclic if reading.has_unbounded_terms else ''}captions that do not "
+        f"guessing: nothing is learnt. Likely causes: {cyclic if reading.has_cyclic_terms else ''}captions that do not "
         "belong to their images (check the columns and the paths); a `learning_rate` too high, or a warm-up too short, for "
         "this model. Whether the model can learn at all shows in `cyclip train --overfit_check 64`."
     )
@@ -74,10 +73,10 @@ def collapsed(reading: Reading) -> str | None:
     # A narrow cone of embeddings is not a collapse if they tell pairs apart, that is, if the loss is well below ln(N).
     if not reading.is_warm or cosines[tower] < 0.95 or reading.loss_share < 0.9:
         return None
-    cyclic = "cyclic terms, which a collapse satisfies (set `cyclic_max_gradient_share=0.3`, or lower weights); "
+    cyclic = "cyclic terms, which a collapse satisfies (set `cyclic_start_ratio=0.5`, or lower weights); "
     return (
         f"The {tower} embeddings have collapsed: their mean pairwise cosine is {cosines[tower]:.4f}. Likely causes: "
-        f"{cyclic if reading.has_unbounded_terms else ''}a `learning_rate` too high or a warm-up too short; images or "
+        f"{cyclic if reading.has_cyclic_terms else ''}a `learning_rate` too high or a warm-up too short; images or "
         "captions that hardly differ."
     )
 
@@ -110,15 +109,16 @@ def scale_sunk(reading: Reading) -> str | None:
 def cyclic_outweighs(reading: Reading) -> str | None:
     """The weighted cyclic terms are larger than the contrastive term, which is far from solved."""
     cyclic = reading.log["loss"] - reading.contrastive
-    # When the contrastive term is nearly solved, any other term outweighs it. Where its gradient is bounded, its size says
-    # nothing.
-    if cyclic <= reading.contrastive or reading.loss_share < 0.5 or not reading.has_unbounded_terms:
+    # When the contrastive term is nearly solved, any other term outweighs it.
+    if cyclic <= reading.contrastive or reading.loss_share < 0.5:
+        return None
+    if "cyclic_gradient_factor" in reading.log:  # their gradient is bounded, whatever their size
         return None
     return (
         f"The weighted cyclic terms ({cyclic:.2f}) outweigh the contrastive one ({reading.contrastive:.2f}), which may keep "
         f"the model from learning. They grow with the batch, here {reading.batch_size}, and are largest at the start: "
-        "`cyclic_max_gradient_share=0.3` bounds their pull at every step. Or lower `inmodal_cyclic_weight` and "
-        "`crossmodal_cyclic_weight`."
+        "`cyclic_max_gradient_share=1` bounds their pull at every step, and with `cyclic_start_ratio=0.5` the model learns "
+        "first. Or lower `inmodal_cyclic_weight` and `crossmodal_cyclic_weight`."
     )
 
 

@@ -171,11 +171,12 @@ class Run:
 
     def advice(self) -> str:
         """What to change first where nothing was learnt."""
-        config = json.loads((self.folder / "config.json").read_text())
-        is_clip = not (config["inmodal_cyclic_weight"] or config["crossmodal_cyclic_weight"])
-        if is_clip or config.get("cyclic_max_gradient_share") is not None:
+        config, record = (json.loads((self.folder / name).read_text()) for name in ("config.json", RUN_RECORD))
+        if not (config["inmodal_cyclic_weight"] or config["crossmodal_cyclic_weight"]):
             return "check `learning_rate`, the number of steps and the captions"
-        return "set `cyclic_max_gradient_share=0.3`, or lower the cyclic weights"
+        if not record["training"].get("cyclic_start_ratio"):
+            return "set `cyclic_start_ratio=0.5`, or lower the cyclic weights"
+        return "lower the cyclic weights or set `cyclic_max_gradient_share=0.3`"
 
     def recorded(self) -> dict:
         """What [`Run.record`] has kept; empty where no training has begun."""

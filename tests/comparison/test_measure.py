@@ -149,7 +149,7 @@ COLLAPSED = {**HEALTHY, "contrastive_loss": math.log(128), "loss": math.log(128)
 def compared(tmp_path):
     """Compares trainings that leave these logs behind, of which all have the same scores: by arm and seed."""
 
-    def results(logs: dict[str, list[list[dict]]], evaluations=(), **config) -> dict:
+    def results(logs: dict[str, list[list[dict]]], evaluations=(), **training) -> dict:
         runs, measured = [], {}
         for arm, by_seed in logs.items():
             for seed, log in enumerate(by_seed):
@@ -159,9 +159,9 @@ def compared(tmp_path):
                 weight = 0.0 if arm == "CLIP" else 0.25
                 contents = {
                     "trainer_state.json": state,
-                    "config.json": {"inmodal_cyclic_weight": weight, "crossmodal_cyclic_weight": weight, **config},
+                    "config.json": {"inmodal_cyclic_weight": weight, "crossmodal_cyclic_weight": weight},
                     "run.json": {
-                        "processes": 2, "training": {}, "training_pairs": 9, "hardware": "", "environment": {},
+                        "processes": 2, "training": training, "training_pairs": 9, "hardware": "", "environment": {},
                         "commit": "",
                     },
                 }  # fmt: skip
@@ -188,7 +188,7 @@ def test_an_arm_that_did_not_train_gets_that_for_a_verdict(compared):
     assert verdict(results, "CyCLIP").startswith("higher")  # it is not known whether the one log is a bad batch
     assert verdict(results, "other") == (
         "other did not train: the contrastive loss (4.85) stays at ln(128), that of guessing: nothing is learnt, set "
-        "`cyclic_max_gradient_share=0.3`, or lower the cyclic weights"
+        "`cyclic_start_ratio=0.5`, or lower the cyclic weights"
     )
     assert list(results["health"]) == ["other"]
     assert "mean pairwise cosine is 0.9995" in " ".join(results["health"]["other"])
@@ -208,8 +208,8 @@ def test_test_images_among_the_reference_images_are_noted(compared):
 
 
 def test_advice_is_not_what_was_done(compared):
-    results = compared({"CLIP": [[HEALTHY]], "CyCLIP": [[COLLAPSED] * 3]}, cyclic_max_gradient_share=0.3)
-    assert "check `learning_rate`" in verdict(results, "CyCLIP")
+    results = compared({"CLIP": [[HEALTHY]], "CyCLIP": [[COLLAPSED] * 3]}, cyclic_start_ratio=0.5)
+    assert "lower the cyclic weights or" in verdict(results, "CyCLIP")
 
 
 def test_a_training_without_logs_is_said(compared):

@@ -81,12 +81,16 @@ def test_a_collapse_is_left_behind(noise):
         F.normalize(torch.ones(24, 32) + noise * torch.randn(24, 32, generator=generator), dim=-1).requires_grad_()
         for _ in range(2)
     ]
-    output = cyclip_loss(*embeds, 14.3, inmodal_cyclic_weight=100, crossmodal_cyclic_weight=100, cyclic_max_gradient_share=0.3)
+    output = cyclip_loss(
+        *embeds, 14.3, inmodal_cyclic_weight=100, crossmodal_cyclic_weight=100, cyclic_max_gradient_share=0.3
+    )
     grads = gradients(output.loss, embeds)
     assert 0 <= output.cyclic_gradient_factor <= 1
     assert all(grad.isfinite().all() for grad in grads)
     if noise:
-        (clip,) = lengths([cyclip_loss(*embeds, 14.3, inmodal_cyclic_weight=0, crossmodal_cyclic_weight=0).loss], embeds)
+        (clip,) = lengths(
+            [cyclip_loss(*embeds, 14.3, inmodal_cyclic_weight=0, crossmodal_cyclic_weight=0).loss], embeds
+        )
         (bounded,) = lengths([output.loss], embeds)
         assert 0.7 - 1e-3 <= bounded / clip <= 1.3 + 1e-3
 

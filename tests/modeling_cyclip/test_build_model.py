@@ -1,5 +1,6 @@
 """Models from named sizes, configurations and checkpoints, with processors that fit."""
 
+import math
 import os
 
 import pytest
@@ -101,6 +102,18 @@ def test_resnet_configuration_from_a_file(tmp_path):
     model, _ = build(config_name=str(tmp_path), crossmodal_cyclic_weight=0.0)
     assert isinstance(model, CyCLIPResNetModel)
     assert model.config.vision_config.embedding_size == 8 and model.config.crossmodal_cyclic_weight == 0
+
+
+def test_the_cyclic_gradient_is_bounded_unless_told_otherwise(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    assert build(config_name=str(tmp_path))[0].config.cyclic_max_gradient_share == 1.0
+    assert build(config_name=str(tmp_path), cyclic_max_gradient_share=0.3)[0].config.cyclic_max_gradient_share == 0.3
+    assert (
+        build(config_name=str(tmp_path), cyclic_max_gradient_share=math.inf)[0].config.cyclic_max_gradient_share
+        is None
+    )
+    with pytest.raises(ValueError, match="cyclic_max_gradient_share"):
+        build(config_name=str(tmp_path), cyclic_max_gradient_share=0)
 
 
 @pytest.mark.parametrize("model_size", ["nano", "rn50"])

@@ -28,7 +28,9 @@ def inputs_on(device, image_size):
     }
 
 
-@pytest.mark.parametrize("weights, share", [((0.25, 0.25), None), ((0.25, 0.1), None), ((0.25, 0.25), 0.3), ((0.0, 0.0), None)])
+@pytest.mark.parametrize(
+    "weights, share", [((0.25, 0.25), None), ((0.25, 0.1), None), ((0.25, 0.25), 0.3), ((0.0, 0.0), None)]
+)
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_a_step_reads_nothing_from_the_device(device, model, processor, weights, share, chunk_size, monkeypatch):
     model = CyCLIPModel(model.config).to(device).train()

@@ -117,6 +117,14 @@ def test_the_configuration_bounds_the_cyclic_gradient(model, inputs, tmp_path):
     assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_the_bound_rises_with_the_weights(model, inputs):
+    model.config.cyclic_max_gradient_share = 0.02
+    bounded, warm = (model.train()(**inputs, return_loss=True, cyclic_weight_factor=factor) for factor in (1.0, 0.5))
+    # Half the share of weights half as large.
+    assert warm.cyclic_gradient_factor.item() == pytest.approx(bounded.cyclic_gradient_factor.item(), rel=1e-5)
+    assert model(**inputs, return_loss=True, cyclic_weight_factor=0.0).loss == bounded.contrastive_loss
+
+
 def test_tuple_output_starts_with_the_loss(model, inputs):
     model.eval()
     output = model(**inputs, return_loss=True)
