@@ -49,10 +49,10 @@ class ModelArguments:
         default=None,
         help="Batch size R that both weights were chosen for: multiplies them by R / batch (default: off).",
     )
-    cyclic_max_gradient_share: float = HfArg(
-        default=1.0,
+    cyclic_max_gradient_share: float | None = HfArg(
+        default=None,
         help="Lowers both weights at every step at which the terms' gradient would be longer than this many times the "
-        "contrastive loss's (inf: no bound, as in the paper).",
+        "contrastive loss's (default: the checkpoint's, or 1; inf: no bound, as in the paper).",
     )
     freeze_vision: bool = HfArg(default=False, help="Keep the vision tower and its projection as they are.")
     freeze_text: bool = HfArg(default=False, help="Keep the text tower and its projection as they are.")
@@ -75,7 +75,7 @@ class ModelArguments:
             self.inmodal_cyclic_weight or 0,
             self.crossmodal_cyclic_weight or 0,
             self.cyclic_reference_batch_size,
-            self.max_gradient_share,
+            None if self.cyclic_max_gradient_share == math.inf else self.cyclic_max_gradient_share,
         )
         given = [name for name in ("model_name_or_path", "config_name", "model_size") if getattr(self, name)]
         if len(given) != 1:
@@ -99,11 +99,6 @@ class ModelArguments:
             self._check_lora()
         elif self.lora_alpha is not None or self.lora_towers is not None or self.merge_lora:
             raise ValueError("--lora_alpha, --lora_towers and --merge_lora go with --lora_rank.")
-
-    @property
-    def max_gradient_share(self) -> float | None:
-        """The bound as a configuration has it."""
-        return None if self.cyclic_max_gradient_share == math.inf else self.cyclic_max_gradient_share
 
     @property
     def saves_adapter(self) -> bool:
@@ -199,7 +194,6 @@ def _build(
         for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight", "cyclic_reference_batch_size")
         if getattr(args, name) is not None
     }
-    weights["cyclic_max_gradient_share"] = args.max_gradient_share
     if args.model_name_or_path is not None:
         try:
             if args.save_dtype == "auto":
@@ -208,6 +202,7 @@ def _build(
                 )
             # Frozen towers too: half precision would save little beside the activations, and LoRA merges into them.
             model = CyCLIPModel.from_pretrained(args.model_name_or_path, dtype=torch.float32, **weights)
+            _bound_gradient(model.config, args.cyclic_max_gradient_share)
             processor = CLIPProcessor.from_pretrained(args.model_name_or_path)
         except OSError as error:
             kind = "" if Path(args.model_name_or_path).is_dir() else ", which is no folder here,"
@@ -234,6 +229,7 @@ def _build(
         return model, processor
 
     config = _scratch_config(args, weights)
+    _bound_gradient(config, args.cyclic_max_gradient_share)
     text_config = config.text_config
     if tokenizer is None and args.tokenizer_name is not None:
         tokenizer = _open_tokenizer(args.tokenizer_name)
@@ -262,6 +258,13 @@ def _open_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if is_empty(tokenizer):
         raise ValueError(f"--tokenizer_name {name} has no vocabulary.")
     return tokenizer
+
+
+def _bound_gradient(config: CyCLIPConfig | CyCLIPResNetConfig, share: float | None) -> None:
+    if share is not None:
+        config.cyclic_max_gradient_share = None if share == math.inf else share
+    elif config.cyclic_max_gradient_share is None:
+        config.cyclic_max_gradient_share = 1.0
 
 
 def _bound(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:

@@ -82,6 +82,6 @@ def check_cyclic_terms(
     share = cyclic_max_gradient_share
     if share is not None and not (math.isfinite(share) and share > 0):
         raise ValueError(
-            "`cyclic_max_gradient_share` must be a positive finite number, such as 0.3, or None for no bound, got "
-            f"{share}. Weights of 0 turn the terms off."
+            "`cyclic_max_gradient_share` must be a positive number, such as 1, or None (on the command line "
+            f"inf) for no bound, got {share}. Weights of 0 turn the terms off."
         )

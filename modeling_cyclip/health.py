@@ -57,7 +57,7 @@ def nothing_learnt(reading: Reading) -> str | None:
     # A loss within 2 % of that of guessing shows no more than the fluctuation of the start.
     if not reading.is_warm or reading.loss_share < 0.98:
         return None
-    cyclic = "cyclic terms that hold the embeddings together from the first step (set `cyclic_start_ratio=0.5`); "
+    cyclic = "cyclic terms that hold the embeddings together (let them begin later, `cyclic_start_ratio`); "
     return (
         f"The contrastive loss ({reading.log['contrastive_loss']:.2f}) stays at ln({reading.batch_size}), that of "
         f"guessing: nothing is learnt. Likely causes: {cyclic if reading.has_cyclic_terms else ''}captions that do not "
@@ -73,7 +73,9 @@ def collapsed(reading: Reading) -> str | None:
     # A narrow cone of embeddings is not a collapse if they tell pairs apart, that is, if the loss is well below ln(N).
     if not reading.is_warm or cosines[tower] < 0.95 or reading.loss_share < 0.9:
         return None
-    cyclic = "cyclic terms, which a collapse satisfies (set `cyclic_start_ratio=0.5`, or lower weights); "
+    cyclic = (
+        "cyclic terms, which a collapse satisfies (let them begin later, `cyclic_start_ratio`, or lower weights); "
+    )
     return (
         f"The {tower} embeddings have collapsed: their mean pairwise cosine is {cosines[tower]:.4f}. Likely causes: "
         f"{cyclic if reading.has_cyclic_terms else ''}a `learning_rate` too high or a warm-up too short; images or "

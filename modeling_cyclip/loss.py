@@ -131,8 +131,8 @@ def cyclip_loss(
         logit_scale = logit_scale.reshape(())
 
     batch_size = len(image_embeds) * world_size(process_group)
-    factor = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
-    inmodal_weight, crossmodal_weight = factor * inmodal_cyclic_weight, factor * crossmodal_cyclic_weight
+    relative_size = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
+    inmodal_weight, crossmodal_weight = relative_size * inmodal_cyclic_weight, relative_size * crossmodal_cyclic_weight
     is_cyclic = inmodal_weight + crossmodal_weight > 0
 
     is_bounded = is_cyclic and cyclic_max_gradient_share is not None

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import platform
 import re
 import subprocess
@@ -62,6 +63,8 @@ def run_record(
         },
         "base_model": _hub_id(base_model),
         "dataset": dataset,
+        # Not what was told, but what holds: it may be the checkpoint's.
+        "cyclic_max_gradient_share": trained_model.config.cyclic_max_gradient_share,
         "training_pairs": len(train_dataset) if isinstance(train_dataset, Sized) else None,
         **_images_and_captions(train_dataset),
         "captions": _caption_digest(train_dataset),
@@ -172,6 +175,8 @@ def _changed(arguments: Any) -> dict[str, Any]:
 def _without_folders(value: Any, is_file: bool) -> Any:
     if isinstance(value, list):
         return [_without_folders(item, is_file) for item in value]
+    if value == math.inf:  # which JSON does not know
+        return "inf"
     if isinstance(value, dict):
         return {name: _without_folders(item, is_file) for name, item in value.items()}
     return Path(value).resolve().name if isinstance(value, str) and (is_file or _is_local(value)) else value

@@ -161,7 +161,7 @@ class CyCLIPTrainingArguments(TrainingArguments):
         if not (start >= 0 and warmup >= 0 and start + warmup <= 1 + 1e-9):
             raise ValueError(
                 "`cyclic_start_ratio` and `cyclic_warmup_ratio` are shares of the training, of together at most 1, got "
-                f"{start} and {warmup}."
+                f"{start} and {warmup}. Each is 0.5 unless it is set."
             )
         if self.remove_unused_columns:
             raise ValueError(

@@ -176,7 +176,7 @@ class Run:
             return "check `learning_rate`, the number of steps and the captions"
         if not record["training"].get("cyclic_start_ratio"):
             return "set `cyclic_start_ratio=0.5`, or lower the cyclic weights"
-        return "lower the cyclic weights or set `cyclic_max_gradient_share=0.3`"
+        return "check `learning_rate`, the number of steps and the captions, or lower the cyclic weights"
 
     def recorded(self) -> dict:
         """What [`Run.record`] has kept; empty where no training has begun."""

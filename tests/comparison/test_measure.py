@@ -209,7 +209,7 @@ def test_test_images_among_the_reference_images_are_noted(compared):
 
 def test_advice_is_not_what_was_done(compared):
     results = compared({"CLIP": [[HEALTHY]], "CyCLIP": [[COLLAPSED] * 3]}, cyclic_start_ratio=0.5)
-    assert "lower the cyclic weights or" in verdict(results, "CyCLIP")
+    assert "check `learning_rate`" in verdict(results, "CyCLIP")
 
 
 def test_a_training_without_logs_is_said(compared):

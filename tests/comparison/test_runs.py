@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import multiprocessing
 import os
 import runpy
@@ -59,7 +60,7 @@ def test_plans_the_objectives_seed_by_seed(arguments):
     # The last is the paper's.
     model_args, _, training_args = parse_arguments(list(runs[-1].argv))
     assert training_args.cyclic_start_ratio == training_args.cyclic_warmup_ratio == 0
-    assert model_args.max_gradient_share is None
+    assert model_args.cyclic_max_gradient_share == math.inf
 
 
 def test_sweep_trains_an_arm_that_fixes_what_is_swept_once(arguments):

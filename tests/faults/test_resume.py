@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from modeling_cyclip import checkpoints
 from modeling_cyclip.commands.train import main
-from modeling_cyclip.resume import find_checkpoint
+from modeling_cyclip.resume import compare_runs, find_checkpoint
 from tests.invariant.trajectory import SCRIPT, command, write_pairs
 
 
@@ -52,6 +52,27 @@ def test_other_arguments_are_named_with_what_holds(make_longer_trainer, caplog):
     )
     assert resumed.state.log_history[-2]["learning_rate"] == 1e-3
     assert {group["weight_decay"] for group in resumed.optimizer.param_groups} == {0.1, 0.0}
+
+
+def test_a_run_before_the_terms_began_late_is_another(make_longer_trainer, tmp_path, caplog):
+    trainer = make_longer_trainer()
+    trainer.model.config.cyclic_max_gradient_share = 1.0
+    now = trainer._make_run_record()
+    compare_as_checkpoint(now, now, tmp_path)
+    assert caplog.text == ""
+    training = {name: value for name, value in now["training"].items() if name != "cyclic_start_ratio"}
+    before = {**now, "training": training}
+    del before["cyclic_max_gradient_share"]
+    compare_as_checkpoint(before, now, tmp_path)
+    assert (
+        "cyclic_max_gradient_share was None and is 1.0 (1.0 holds), cyclic_start_ratio was 0.0 and is 0.5"
+        in caplog.text
+    )
+
+
+def compare_as_checkpoint(before, now, folder):
+    (folder / "run.json").write_text(json.dumps(before))
+    compare_runs(str(folder), now)
 
 
 def test_the_same_command_says_nothing(make_longer_trainer, caplog):

@@ -54,6 +54,16 @@ def test_says_what_the_run_was(run_folder, results):
     assert (run_folder / "plots" / "training_curve.png").stat().st_size > 10_000
 
 
+def test_says_when_the_cyclic_terms_began(run_folder):
+    run = json.loads((run_folder / "run.json").read_text())
+    for start, warmup in ((0.5, 0.25), (0.0, 0.0)):
+        run["training"].update(cyclic_start_ratio=start, cyclic_warmup_ratio=warmup)
+        (run_folder / "run.json").write_text(json.dumps(run))
+        text = " ".join(make_card(run_folder, "tester/vit").text.split())
+        told = "for 0.5 of it the two terms were left out, and over the next 0.25 their weights rose from zero."
+        assert (told in text) == (start > 0)
+
+
 def test_says_that_half_of_the_contrastive_loss_was_in_modal_where_it_was(run_folder):
     assert "was in-modal" not in make_card(run_folder, "tester/vit").text
     run = json.loads((run_folder / "run.json").read_text())

@@ -114,6 +114,9 @@ def test_the_cyclic_gradient_is_bounded_unless_told_otherwise(config, tmp_path):
     )
     with pytest.raises(ValueError, match="cyclic_max_gradient_share"):
         build(config_name=str(tmp_path), cyclic_max_gradient_share=0)
+    config.cyclic_max_gradient_share = 0.3
+    config.save_pretrained(tmp_path)
+    assert build(config_name=str(tmp_path))[0].config.cyclic_max_gradient_share == 0.3
 
 
 @pytest.mark.parametrize("model_size", ["nano", "rn50"])

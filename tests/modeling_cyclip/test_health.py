@@ -66,7 +66,7 @@ def test_cyclic_terms_are_a_cause_where_the_loss_has_them(said, contrastive, cos
     feed([bad] * 20)
     assert len(said) == 1 and "cyclic" not in said[0]
     feed([{**bad, "loss": contrastive + 1e-3}] * 20)
-    assert "cyclic terms" in said[1] and "cyclic_start_ratio=0.5" in said[1]
+    assert "cyclic terms" in said[1] and "cyclic_start_ratio" in said[1]
 
 
 def test_terms_whose_gradient_is_bounded_may_be_large(said):
