@@ -27,7 +27,8 @@ COMPARED = (*LOSSES, "grad_norm", *(f"eval_{name}" for name in LOSSES))
 COMMON = [
     "--model_size", "nano", "--image_size", "16", "--patch_size", "8", "--vocab_size", "600", "--use_cpu",
     "--max_steps", "6", "--logging_steps", "1", "--save_steps", "2", "--learning_rate", "1e-3", "--warmup_steps", "2",
-    "--cyclic_start_ratio", "0", "--cyclic_warmup_ratio", "0.5", "--disable_tqdm", "true", "--caption_column", "captions",
+    "--cyclic_start_ratio", "0", "--cyclic_warmup_ratio", "0.5", "--cyclic_max_gradient_share", "0.1",
+    "--disable_tqdm", "true", "--caption_column", "captions",
     "--eval_strategy", "steps", "--eval_steps", "3",
 ]  # fmt: skip
 
