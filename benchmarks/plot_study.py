@@ -2,8 +2,8 @@
 
     python benchmarks/plot_study.py picture.png benchmarks/results/study_shapes benchmarks/results/study_emoji_256
 
-Bars are 95 % intervals over seeds of the difference to the first arm (Student's t), drawn at the arm's mean. The table has the
-same differences, and those to the arm without modality means where there is one.
+Small marks are seeds, large ones their means. The table has the differences to the first arm, and to the arm without modality means
+where there is one, with 95 % intervals over seeds (Student's t).
 """
 
 import argparse
@@ -58,16 +58,14 @@ def main() -> None:
             for figures, other in ((accuracy, first), (consistency, first), (consistency, means_removed)):
                 value, half = difference(figures[arm], figures[other]) if other else (0.0, float("nan"))
                 told.append("" if arm == other else f"{value:+.2f} ± {half:.2f}")
-            errors = [
-                difference(figures[arm], figures[first])[1] if arm != first else 0
-                for figures in (accuracy, consistency)
-            ]
-            axes.errorbar(
-                x, y, xerr=errors[0], yerr=errors[1], color=COLOURS[index], marker=MARKERS[index], capsize=2, label=arm,
-                linewidth=1, linestyle="none",
-            )  # fmt: skip
+            style = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
+            for seed in zip(accuracy[arm], consistency[arm], strict=True):
+                axes.plot(*(100 * np.array(seed)), **style, alpha=0.35, markersize=4)
+            axes.plot(x, y, **style, markersize=8, label=arm)
             print(f"| {title} | {arm} | {x:.2f} | {told[0]} | {y:.2f} | {told[1]} | {told[2]} |")
-        axes.set(title=title, xlabel="zero-shot top-1 (%)", ylabel="consistency at k=1 (%)")
+        axes.set(
+            title=title, xlabel="zero-shot top-1 (%)", ylabel="consistency at k=1 (%)", xlim=(0, None), ylim=(0, None)
+        )
         axes.title.set_fontsize(10)
         axes.grid(alpha=0.25, linewidth=0.6)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
