@@ -34,7 +34,7 @@ from ..training_args import CyCLIPTrainingArguments
 OBJECTIVES = {
     "CLIP": {"inmodal_cyclic_weight": 0.0, "crossmodal_cyclic_weight": 0.0},
     "CyCLIP": {"inmodal_cyclic_weight": 0.25, "crossmodal_cyclic_weight": 0.25},
-    "CyCLIP, as published": {
+    "CyCLIP as published": {
         "inmodal_cyclic_weight": 0.25,
         "crossmodal_cyclic_weight": 0.25,
         "cyclic_start_ratio": 0.0,
