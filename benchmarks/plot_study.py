@@ -34,7 +34,8 @@ def read(report: Path) -> tuple[str, dict[str, list[float]], dict[str, list[floa
         {arm: entry["seeds"] for arm, entry in figures.items()}
         for figures in (tasks["zero_shot"]["top1"], tasks["consistency"]["k=1"])
     )
-    return f"{report.name.removeprefix('study_')}, {len(results['seeds'])} seeds", accuracy, consistency
+    seeds = f"{len(results['seeds'])} seed{'s' * (len(results['seeds']) > 1)}"
+    return f"{report.name.removeprefix('study_')}, {seeds}", accuracy, consistency
 
 
 def main() -> None:
@@ -48,27 +49,32 @@ def main() -> None:
         "| data | arm | zero-shot top-1 | minus the first | consistency, k=1 | minus the first | minus means removed |"
     )
     print("|---|---|---:|---:|---:|---:|---:|")
+    # An arm looks the same in every panel.
+    styles = {
+        arm: {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
+        for index, arm in enumerate(dict.fromkeys(arm for report in args.reports for arm in read(report)[1]))
+    }
+    handles = {}
     for axes, report in zip(figure.subplots(1, len(args.reports), squeeze=False)[0], args.reports, strict=True):
         title, accuracy, consistency = read(report)
         first, *_ = accuracy
         means_removed = next((arm for arm in accuracy if arm.endswith("means removed")), None)
-        for index, arm in enumerate(accuracy):
+        for arm in accuracy:
             x, y = (100 * np.mean(figures[arm]) for figures in (accuracy, consistency))
             told = []
             for figures, other in ((accuracy, first), (consistency, first), (consistency, means_removed)):
                 value, half = difference(figures[arm], figures[other]) if other else (0.0, float("nan"))
                 told.append("" if arm == other else f"{value:+.2f} ± {half:.2f}")
-            style = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
             for seed in zip(accuracy[arm], consistency[arm], strict=True):
-                axes.plot(*(100 * np.array(seed)), **style, alpha=0.35, markersize=4)
-            axes.plot(x, y, **style, markersize=8, label=arm)
+                axes.plot(*(100 * np.array(seed)), **styles[arm], alpha=0.35, markersize=4)
+            (handles[arm],) = axes.plot(x, y, **styles[arm], markersize=8)
             print(f"| {title} | {arm} | {x:.2f} | {told[0]} | {y:.2f} | {told[1]} | {told[2]} |")
-        axes.set(
-            title=title, xlabel="zero-shot top-1 (%)", ylabel="consistency at k=1 (%)", xlim=(0, None), ylim=(0, None)
-        )
+        axes.set(title=title, xlabel="zero-shot top-1 (%)", ylabel="consistency at k=1 (%)")
+        for limit, figures in ((axes.set_xlim, accuracy), (axes.set_ylim, consistency)):
+            limit(0, 108 * max(map(max, figures.values())))
         axes.title.set_fontsize(10)
         axes.grid(alpha=0.25, linewidth=0.6)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     print(save(figure, args.picture))
 
 
