@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test test-slow docs lint format
 
-# Draws pictures, trains CLIP and CyCLIP, classifies one picture with plain transformers, and compares both on held-out pairs.
+# Draws pictures, trains CLIP, CyCLIP and CyCLIP as published, classifies one picture with plain transformers, and compares them on held-out pairs.
 quickstart: .venv/installed
 	$(BIN)/python -m modeling_cyclip.data.shapes outputs/quickstart/data
 	$(BIN)/cyclip compare --config quickstart
