@@ -312,6 +312,12 @@ def _read_config(
     return told
 
 
+def check_new_folder(folder: Path) -> None:
+    """Raises a `FileExistsError` for what is there already, unless it is an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not an empty folder.")
+
+
 def check_name(value: str, said: str) -> None:
     """Raises a `ValueError`, which begins with what was `said`, for a name of nothing here that cannot be one on the Hub."""
     try:

@@ -24,14 +24,15 @@ def bounded_sum(
     normalisation takes away: the part along each embedding. The factor is a constant for the gradient. `contrastive` and
     `cyclic` have been computed from `leaves`, detached copies of `inputs`, of which the embeddings come first.
     """
-    grads = list(torch.autograd.grad(contrastive, leaves))
-    cyclic_grads = torch.autograd.grad(cyclic, leaves[:2])
+    embeds = leaves[:2]
+    grads = torch.autograd.grad(contrastive, leaves)
+    cyclic_grads = torch.autograd.grad(cyclic, embeds)
     with torch.no_grad():
-        squares = torch.stack([_squared_length(grads[:2], leaves), _squared_length(cyclic_grads, leaves)])
+        squares = torch.stack([_squared_length(grads[:2], embeds), _squared_length(cyclic_grads, embeds)])
         own, others = all_reduce_sum(squares, process_group).sqrt()
         # Where neither has a gradient, any factor will do.
         factor = (max_gradient_share * own / others.clamp(min=torch.finfo(own.dtype).tiny)).clamp(max=1)
-        for grad, cyclic_grad in zip(grads, cyclic_grads, strict=False):
+        for grad, cyclic_grad in zip(grads[:2], cyclic_grads, strict=True):
             grad.addcmul_(cyclic_grad, factor)
         loss = contrastive + factor * cyclic
     return LossWithGradients.apply((loss, *grads), *inputs), factor
@@ -39,7 +40,7 @@ def bounded_sum(
 
 def _squared_length(grads: tuple[Tensor, ...], embeds: tuple[Tensor, ...]) -> Tensor:
     total = grads[0].new_zeros(())
-    for grad, embed in zip(grads, embeds, strict=False):
+    for grad, embed in zip(grads, embeds, strict=True):
         along = torch.linalg.vecdot(grad, embed)
         tangential = torch.addcmul(grad, embed, along[:, None], value=-1)
         total += tangential.square().sum()

@@ -15,6 +15,7 @@ from transformers import CLIPProcessor, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import cached_file
 
+from .arguments import check_new_folder
 from .convert_state_dict import model_from_state_dict, model_to_state_dict
 from .modeling_cyclip import WRAPPERS, CyCLIPModel, give_usual_permissions
 
@@ -150,8 +151,7 @@ def import_checkpoint(source: str | Path, target: str | Path, vocabulary: str | 
         `OSError`: the file or the given vocabulary cannot be found.
     """
     source, target = Path(source), Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder.")
+    check_new_folder(target)
     settings, normalisation = _openclip_settings(source.parent / "open_clip_config.json")
     state_dict = read_state_dict(source)
     try:

@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPProcessor
 
+from .arguments import check_new_folder
 from .data.tokenizer import is_empty
 from .modeling_cyclip import CyCLIPModel
 
@@ -40,8 +41,7 @@ def merge_checkpoints(start: str | Path, end: str | Path, target: str | Path, en
     """
     target = Path(target)
     _check_weight(end_weight)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder.")
+    check_new_folder(target)
     start_model, start_processor = _open(start, dtype=torch.float32)
     end_model, end_processor = _open(end)
     if start_processor.tokenizer.get_vocab() != end_processor.tokenizer.get_vocab():

@@ -372,6 +372,9 @@ class CyCLIPModel(CLIPModel):
             [`CyCLIPLossOutput`]
         """
         share = self.config.cyclic_max_gradient_share
+        if share is not None:
+            # During a warm-up the bound rises with the weights. Where they are zero there is nothing to bound.
+            share = share * cyclic_weight_factor or None
         return cyclip_loss(
             image_embeds,
             text_embeds.to(image_embeds.device),
@@ -379,8 +382,7 @@ class CyCLIPModel(CLIPModel):
             inmodal_cyclic_weight=self.config.inmodal_cyclic_weight * cyclic_weight_factor,
             crossmodal_cyclic_weight=self.config.crossmodal_cyclic_weight * cyclic_weight_factor,
             cyclic_reference_batch_size=self.config.cyclic_reference_batch_size,
-            # During a warm-up the bound rises with the weights. Where they are zero there is nothing to bound.
-            cyclic_max_gradient_share=share and (share * cyclic_weight_factor or None),
+            cyclic_max_gradient_share=share,
             augmented_image_embeds=augmented_image_embeds,
             augmented_text_embeds=augmented_text_embeds,
             return_all_parts=return_all_parts,

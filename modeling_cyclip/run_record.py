@@ -169,14 +169,17 @@ def _images_and_captions(dataset: Dataset | None) -> dict[str, int]:
 def _changed(arguments: Any) -> dict[str, Any]:
     """The arguments that differ from their defaults."""
     told = [(field.name, getattr(arguments, field.name), field.default) for field in dataclasses.fields(arguments)]
-    return {name: _without_folders(value, name in FILES) for name, value, default in told if value != default}
+    return {
+        # JSON does not know infinity.
+        name: "inf" if value == math.inf else _without_folders(value, name in FILES)
+        for name, value, default in told
+        if value != default
+    }
 
 
 def _without_folders(value: Any, is_file: bool) -> Any:
     if isinstance(value, list):
         return [_without_folders(item, is_file) for item in value]
-    if value == math.inf:  # which JSON does not know
-        return "inf"
     if isinstance(value, dict):
         return {name: _without_folders(item, is_file) for name, item in value.items()}
     return Path(value).resolve().name if isinstance(value, str) and (is_file or _is_local(value)) else value

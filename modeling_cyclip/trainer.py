@@ -74,8 +74,8 @@ class CyCLIPTrainer(Trainer):
     `cyclic_gradient_factor` is by how much `config.cyclic_max_gradient_share` lowered the cyclic weights. Of the last batch it
     shows image-to-text and text-to-image recall@1, the mean pairwise cosines of images and of captions, and the share of
     repeated captions. A warning says once if these show that the training goes wrong. `broken_images` counts the rows left
-    out so far; a warning names each of them. An evaluation reports `eval_loss` and its parts, with
-    full cyclic weights at any step: to compare steps, or to choose the best one, take `eval_contrastive_loss`.
+    out so far; a warning names each of them. An evaluation reports `eval_loss` and its parts, with full cyclic weights at any
+    step: to compare steps, or to choose the best one, take `eval_contrastive_loss`.
 
     Args:
         model ([`CyCLIPModel`]):
