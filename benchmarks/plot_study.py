@@ -12,18 +12,16 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import t
 
+from modeling_cyclip.comparison.measure import difference
 from modeling_cyclip.comparison.plots import COLOURS, MARKERS
 from modeling_cyclip.evaluation.plots import save
 
 
-def difference(by_seed: list[float], other: list[float]) -> tuple[float, float]:
-    """Mean difference in points, seed by seed, and the half of its 95 % interval (nan for a single seed)."""
-    points = 100 * (np.array(by_seed) - np.array(other))
-    if len(points) < 2:
-        return points.mean(), float("nan")
-    return points.mean(), t.ppf(0.975, len(points) - 1) * points.std(ddof=1) / len(points) ** 0.5
+def points(by_seed: list[float], other: list[float]) -> str:
+    """The difference in points, with the half of its interval where there is one."""
+    differs = difference([100 * figure for figure in by_seed], [100 * figure for figure in other])
+    return f"{differs.value:+.2f}" + (f" ± {differs.seeds[1] - differs.value:.2f}" if differs.seeds else "")
 
 
 def read(report: Path) -> tuple[str, dict[str, list[float]], dict[str, list[float]]]:
@@ -44,27 +42,28 @@ def main() -> None:
     parser.add_argument("reports", type=Path, nargs="+", help="Folders with the results.json of a comparison.")
     args = parser.parse_args()
 
-    figure = Figure(figsize=(3.6 * len(args.reports), 3.6), layout="constrained")
     print(
         "| data | arm | zero-shot top-1 | minus the first | consistency, k=1 | minus the first | minus means removed |"
     )
     print("|---|---|---:|---:|---:|---:|---:|")
+    reports = [read(report) for report in args.reports]
     # An arm looks the same in every panel.
     styles = {
         arm: {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
-        for index, arm in enumerate(dict.fromkeys(arm for report in args.reports for arm in read(report)[1]))
+        for index, arm in enumerate(dict.fromkeys(arm for _, accuracy, _ in reports for arm in accuracy))
     }
+    figure = Figure(figsize=(3.6 * len(reports), 3.6), layout="constrained")
     handles = {}
-    for axes, report in zip(figure.subplots(1, len(args.reports), squeeze=False)[0], args.reports, strict=True):
-        title, accuracy, consistency = read(report)
+    panels = figure.subplots(1, len(reports), squeeze=False)[0]
+    for axes, (title, accuracy, consistency) in zip(panels, reports, strict=True):
         first, *_ = accuracy
         means_removed = next((arm for arm in accuracy if arm.endswith("means removed")), None)
         for arm in accuracy:
             x, y = (100 * np.mean(figures[arm]) for figures in (accuracy, consistency))
-            told = []
-            for figures, other in ((accuracy, first), (consistency, first), (consistency, means_removed)):
-                value, half = difference(figures[arm], figures[other]) if other else (0.0, float("nan"))
-                told.append("" if arm == other else f"{value:+.2f} ± {half:.2f}")
+            compared = ((accuracy, first), (consistency, first), (consistency, means_removed))
+            told = [
+                "" if other in (None, arm) else points(figures[arm], figures[other]) for figures, other in compared
+            ]
             for seed in zip(accuracy[arm], consistency[arm], strict=True):
                 axes.plot(*(100 * np.array(seed)), **styles[arm], alpha=0.35, markersize=4)
             (handles[arm],) = axes.plot(x, y, **styles[arm], markersize=8)
