@@ -8,6 +8,7 @@ from .data.data_collator import CyCLIPDataCollator
 from .loss import CyCLIPLossOutput, cyclic_regularisers, cyclip_loss
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .modeling_cyclip_resnet import CyCLIPResNetModel, CyCLIPResNetVisionModel
+from .sigmoid import sigmoid_loss
 from .trainer import CyCLIPTrainer
 from .training_args import CyCLIPTrainingArguments
 
@@ -32,4 +33,5 @@ __all__ = [
     "CyCLIPTrainingArguments",
     "cyclic_regularisers",
     "cyclip_loss",
+    "sigmoid_loss",
 ]

@@ -123,12 +123,8 @@ def cyclip_loss(
     if (augmented_image_embeds is None) != (augmented_text_embeds is None):
         raise ValueError("`augmented_image_embeds` and `augmented_text_embeds` go together: pass both or neither.")
     views = () if augmented_image_embeds is None else (augmented_image_embeds, augmented_text_embeds)
-    image_embeds, text_embeds, *views = _prepare(image_embeds, text_embeds, *views)
-    logit_scale = torch.as_tensor(logit_scale, device=image_embeds.device).to(image_embeds.dtype)
-    if logit_scale.numel() != 1:
-        raise ValueError(f"`logit_scale` must be one number, got a tensor of shape {tuple(logit_scale.shape)}.")
-    if logit_scale.dim():
-        logit_scale = logit_scale.reshape(())
+    image_embeds, text_embeds, *views = prepare_embeds(image_embeds, text_embeds, *views)
+    logit_scale = prepare_number("logit_scale", logit_scale, image_embeds)
 
     batch_size = len(image_embeds) * world_size(process_group)
     relative_size = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
@@ -220,12 +216,12 @@ def cyclic_regularisers(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tens
     >>> loss = sigmoid_loss + 0.25 * (inmodal + crossmodal)
     ```
     """
-    image_embeds, text_embeds = _prepare(image_embeds, text_embeds)
+    image_embeds, text_embeds = prepare_embeds(image_embeds, text_embeds)
     norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, None)
     return (norm + transposed) / (2 * len(image_embeds)), (norm - transposed) / (2 * len(image_embeds))
 
 
-def _prepare(*embeds: Tensor) -> tuple[Tensor, ...]:
+def prepare_embeds(*embeds: Tensor) -> tuple[Tensor, ...]:
     """Checks that all embeddings have one shape, and casts them to the precision of the loss."""
     shapes = [tuple(tensor.shape) for tensor in embeds]
     if len(shapes[0]) != 2 or len(set(shapes)) > 1:
@@ -239,3 +235,11 @@ def _prepare(*embeds: Tensor) -> tuple[Tensor, ...]:
         raise ValueError(f"Embeddings must be floating point, got {' and '.join(str(t.dtype) for t in embeds)}.")
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in embeds) else torch.float32
     return tuple(tensor.to(dtype) for tensor in embeds)
+
+
+def prepare_number(name: str, value: Tensor | float, embeds: Tensor) -> Tensor:
+    """Checks that `value` is one number, and casts it to a tensor of shape `()` beside `embeds`."""
+    value = torch.as_tensor(value, device=embeds.device).to(embeds.dtype)
+    if value.numel() != 1:
+        raise ValueError(f"`{name}` must be one number, got a tensor of shape {tuple(value.shape)}.")
+    return value.reshape(()) if value.dim() else value

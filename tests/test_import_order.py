@@ -12,7 +12,7 @@ LAYERS = (
     ("package_files", "arguments"),
     # The model: these files travel with a checkpoint. Beside them the conversion of others' weights.
     ("configuration_cyclip", "configuration_cyclip_resnet", "distributed", "softmaxes", "blockwise", "cyclic", "balance", "loss",
-     "modeling_cyclip", "modeling_cyclip_resnet", "convert_state_dict", "convert"),
+     "sigmoid", "modeling_cyclip", "modeling_cyclip_resnet", "convert_state_dict", "convert"),
     ("data",),
     # The Trainer, and what it is made of.
     ("training_args", "checkpoints", "gradient_cache", "optimizer", "fsdp", "health", "divergence",

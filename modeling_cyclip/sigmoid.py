@@ -1,0 +1,110 @@
+"""The sigmoid loss of pairs (SigLIP; Zhai et al., 2023, https://huggingface.co/papers/2303.15343, section 3.2)."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from .blockwise import LossWithGradients, full_precision, needs_gradients, number
+from .distributed import all_reduce_sum, gather_rows, rank, reduce_scatter_rows
+from .loss import prepare_embeds, prepare_number
+from .softmaxes import row_blocks
+
+
+@torch.compiler.disable
+def sigmoid_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    r"""
+    SigLIP's loss of N image-text pairs, in which every image and every text are asked whether they belong together:
+
+        −(1/N) Σ_ij log σ(z_ij · (s · ⟨I_i,T_j⟩ + b))        z_ij = 1 where i = j, and −1 elsewhere
+
+    The result is exact, in memory linear in N. It is that of transformers' `SiglipModel` and of big_vision. The loss is
+    computed in float32 (float64 for float64 embeddings), also under autocast, and can be differentiated once.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm image embeddings I.
+        text_embeds (`torch.Tensor` of shape `(batch, dim)`):
+            Unit-norm text embeddings T, row by row the captions of the images.
+        logit_scale (`torch.Tensor` of shape `()` or `float`):
+            The multiplier s of the cosines, already exponentiated.
+        logit_bias (`torch.Tensor` of shape `()` or `float`):
+            The bias b of the logits. SigLIP starts at −10, since nearly all of the N² pairs do not belong together.
+        process_group (`torch.distributed.ProcessGroup`, *optional*):
+            Processes whose pairs make up one batch; all must hold equally many. Each process gets the loss of the whole
+            batch. The average of their gradients is the gradient that one process with all the pairs would have.
+
+    Returns:
+        `torch.Tensor` of shape `()`: the loss, differentiable in the embeddings, the scale and the bias.
+
+    Raises:
+        `ValueError`: embeddings that are not two matrices of one shape with at least one row, or a scale or bias that is not
+        one number.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from torch.nn.functional import normalize
+    >>> from modeling_cyclip import sigmoid_loss
+
+    >>> image_embeds = normalize(torch.randn(128, 512), dim=-1)
+    >>> text_embeds = normalize(torch.randn(128, 512), dim=-1)
+    >>> loss = sigmoid_loss(image_embeds, text_embeds, logit_scale=10.0, logit_bias=-10.0)
+    ```
+    """
+    image_embeds, text_embeds = prepare_embeds(image_embeds, text_embeds)
+    logit_scale = prepare_number("logit_scale", logit_scale, image_embeds)
+    logit_bias = prepare_number("logit_bias", logit_bias, image_embeds)
+    inputs = image_embeds, text_embeds, logit_scale, logit_bias
+    needs_image_grad, needs_text_grad, needs_scale_grad, needs_bias_grad = needs = needs_gradients(*inputs)
+    with torch.no_grad(), full_precision(image_embeds.device.type):
+        all_text_embeds = gather_rows(text_embeds, process_group)
+        num_rows, num_columns = len(image_embeds), len(all_text_embeds)
+        first_column = rank(process_group) * num_rows
+        # With W processes the gradients are W / N times those of the sum.
+        factor = 1 / num_rows
+        scale, bias = number(logit_scale), number(logit_bias)
+        scaled = image_embeds * scale
+
+        total = image_embeds.new_zeros(())
+        grad_image = grad_text = grad_scale = grad_bias = None
+        if needs_image_grad or needs_scale_grad:
+            grad_image = torch.empty_like(image_embeds)
+        if needs_text_grad:
+            grad_text = torch.empty_like(all_text_embeds)
+        if needs_bias_grad:
+            grad_bias = image_embeds.new_zeros(())
+        for rows in row_blocks(num_rows, num_columns, image_embeds.element_size()):
+            block = (scaled[rows] @ all_text_embeds.T).add_(bias)
+            pairs = block.diagonal(first_column + rows.start)
+            # log σ(z · logit) = −softplus(−z · logit)
+            pairs.neg_()
+            total += F.softplus(block, threshold=50).sum()
+            if not any(needs):
+                continue
+            block.sigmoid_()
+            pairs.neg_()
+            if grad_bias is not None:
+                grad_bias += block.sum()
+            if grad_image is not None:
+                torch.addmm(grad_image[rows], block, all_text_embeds, beta=0, alpha=factor, out=grad_image[rows])
+            if grad_text is not None:
+                grad_text.addmm_(block.T, scaled[rows], beta=float(rows.start > 0), alpha=factor)
+        loss = all_reduce_sum(total, process_group) / num_columns
+        if not any(needs):
+            return loss
+
+        if needs_scale_grad:
+            # The scale multiplies the image embeddings, so its gradient follows from theirs.
+            grad_scale = torch.linalg.vecdot(grad_image, image_embeds).sum()
+        grad_image = grad_image.mul_(scale) if needs_image_grad else None
+        grad_text = reduce_scatter_rows(grad_text, process_group) if needs_text_grad else None
+        grad_bias = grad_bias.mul_(factor) if needs_bias_grad else None
+    return LossWithGradients.apply((loss, grad_image, grad_text, grad_scale, grad_bias), *inputs)
