@@ -38,6 +38,7 @@ from .checkpoints import (
     remove_incomplete,
     rotate_checkpoints,
 )
+from .data.augment import check_area
 from .data.data_collator import CyCLIPDataCollator
 from .data.sampler import EpochSampler, make_train_sampler
 from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollator
@@ -100,6 +101,10 @@ class CyCLIPTrainer(Trainer):
             Makes a second view of an image and its caption, given both and a `random.Random`. The loss then has its
             in-modal contrastive term, logged as `inmodal_contrastive_loss`. It runs in the dataloader's workers, and not
             in evaluation.
+        random_resized_crop (`tuple[float, float]`, *optional*):
+            Trains on a random part of each image, stretched to the size that the model takes: the least and the most of
+            its area to keep, such as `(0.9, 1.0)`. Its aspect ratio is between 3:4 and 4:3. Seed, epoch and row decide
+            which part. Second views are made of whole images, and evaluations see them.
         run_arguments (`dict`, *optional*):
             Dataclasses of the run's other arguments, `model` and `data`, for its record.
         kwargs (*optional*):
@@ -133,6 +138,7 @@ class CyCLIPTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         extra_metrics: Callable[[nn.Module], dict[str, float]] | None = None,
         augment: Augment | None = None,
+        random_resized_crop: tuple[float, float] | None = None,
         run_arguments: dict[str, Any] | None = None,
         **kwargs,
     ):
@@ -140,6 +146,9 @@ class CyCLIPTrainer(Trainer):
         check_trainer(
             model, args, (train_dataset, *eval_datasets), processing_class if data_collator is None else None, kwargs
         )
+        if random_resized_crop is not None:
+            check_area(random_resized_crop)
+        self.random_resized_crop = random_resized_crop
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
@@ -191,6 +200,7 @@ class CyCLIPTrainer(Trainer):
             augment=self.augment if is_training else None,
             sampler=self._get_train_sampler() if is_training else None,
             process_image=None if self._plain_collator is None else self._plain_collator.process_image,
+            random_resized_crop=self.random_resized_crop if is_training else None,
         )
         loader = super()._get_dataloader(samples, description, *args, is_training=is_training, **kwargs)
         if self.args.checkpoint_on_signal:

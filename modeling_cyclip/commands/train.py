@@ -156,6 +156,7 @@ def build_trainer(
         processing_class=processor,
         extra_metrics=zero_shot,
         augment=SecondView(data_args.synonyms) if data_args.inmodal_contrastive else None,
+        random_resized_crop=data_args.random_resized_crop,
         run_arguments={"model": model_args, "data": data_args},
     )
     if not training_args.disable_tqdm:

@@ -1,25 +1,74 @@
-"""A second view of an image and its caption, for the in-modal contrastive term. No dictionary or model is downloaded.
+"""Augmentation in training: a random part of each image, and a second view of an image and its caption.
 
-The official code takes torchvision's AutoAugment and EDA (Wei & Zou, 2019, https://huggingface.co/papers/1901.11196).
+The second view is for the in-modal contrastive term. No dictionary or model is downloaded for it. The official code takes torchvision's AutoAugment and EDA (Wei & Zou, 2019, https://huggingface.co/papers/1901.11196).
 Here Pillow changes the images, and the caller's generator draws everything. So a crop and three colour operations need no
 further dependency, and a resumed run has no random state to restore.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from string import punctuation
 
+import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 
-# The crop that contrastive learning of images takes (Szegedy et al., 2015; Chen et al., 2020), but with more of the image
-# left: captions name what is in it.
-AREA = 0.4, 1.0
+# Of the crop that learning from images takes (Szegedy et al., 2015). torchvision and open_clip draw as often, too.
 ASPECT_RATIO = 3 / 4, 4 / 3
+DRAWS = 10
+# Of a second view: more than contrastive learning of images leaves (Chen et al., 2020), since captions name what is in it.
+AREA = 0.4, 1.0
 STRENGTH = 0.4
 # EDA's alpha: the share of the words that an operation changes.
 CHANGED_SHARE = 0.1
+
+
+def check_area(area: Sequence[float]) -> None:
+    """Raises a `ValueError` for what is no `area` of [`random_part`]."""
+    is_pair = isinstance(area, Sequence) and len(area) == 2
+    if not (is_pair and 0 < area[0] <= area[1] <= 1):
+        raise ValueError(
+            "`random_resized_crop` takes two numbers, the least and the most of an image's area to keep, such as 0.9 1.0 (above 0, "
+            f"at most 1, the smaller one first), not {area}."
+        )
+
+
+def random_part(image: Image.Image | np.ndarray, area: Sequence[float], draws: Random) -> Image.Image | np.ndarray:
+    r"""
+    A random part of an image, as torchvision's `RandomResizedCrop` cuts it out before it resizes it.
+
+    Args:
+        image (`PIL.Image.Image` or `np.ndarray` of shape `(height, width, channels)`):
+            The image.
+        area (`tuple[float, float]`):
+            The least and the most of the image's area to keep, as shares of it.
+        draws (`random.Random`):
+            Draws the share, an aspect ratio from 3:4 to 4:3 (its logarithm, uniformly), and the place. If no part fits in
+            ten draws, it is the middle of the image, as much of it as has such an aspect ratio.
+
+    Returns:
+        `PIL.Image.Image` or `np.ndarray`: the part. Of an array it is a view.
+    """
+    is_array = isinstance(image, np.ndarray)
+    height, width = image.shape[:2] if is_array else (image.height, image.width)
+    left, top, right, bottom = _random_box(width, height, area, draws)
+    return image[top:bottom, left:right] if is_array else image.crop((left, top, right, bottom))
+
+
+def _random_box(width: int, height: int, area: Sequence[float], draws: Random) -> tuple[int, int, int, int]:
+    for _ in range(DRAWS):
+        pixels = draws.uniform(*area) * width * height
+        ratio = math.exp(draws.uniform(*map(math.log, ASPECT_RATIO)))
+        part_width, part_height = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            left, top = draws.randint(0, width - part_width), draws.randint(0, height - part_height)
+            return left, top, left + part_width, top + part_height
+    longest = ASPECT_RATIO[1]
+    part_width, part_height = min(width, round(height * longest)), min(height, round(width * longest))
+    left, top = (width - part_width) // 2, (height - part_height) // 2
+    return left, top, left + part_width, top + part_height
 
 
 class SecondView:
@@ -44,13 +93,7 @@ class SecondView:
 
 def augment_image(image: Image.Image, draws: Random) -> Image.Image:
     """A part of the image, mirrored half of the time, with other brightness, contrast and saturation."""
-    # The part is cut at the image's sides where area and aspect ratio do not fit.
-    area = draws.uniform(*AREA) * image.width * image.height
-    ratio = math.exp(draws.uniform(*map(math.log, ASPECT_RATIO)))
-    width = min(image.width, max(1, round(math.sqrt(area * ratio))))
-    height = min(image.height, max(1, round(math.sqrt(area / ratio))))
-    left, top = draws.randint(0, image.width - width), draws.randint(0, image.height - height)
-    image = image.crop((left, top, left + width, top + height))
+    image = random_part(image, AREA, draws)
     if draws.random() < 0.5:
         image = ImageOps.mirror(image)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):

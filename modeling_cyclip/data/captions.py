@@ -16,6 +16,7 @@ from datasets import ClassLabel, Dataset, Features, LargeList, List, Value, conc
 from datasets.exceptions import DatasetNotFoundError
 from transformers.hf_argparser import HfArg
 
+from .augment import check_area
 from .columns import MISSING_LABELS, TEXT, describe, find_columns, only_images, prompt_template
 from .folders import open_folder
 from .images import BrokenImageError, load_image
@@ -88,6 +89,11 @@ class DataArguments:
     synonyms: str | None = HfArg(
         default=None, help="With --inmodal_contrastive: file of synonyms, one set a line, separated by commas."
     )
+    random_resized_crop: list[float] | None = HfArg(
+        default=None,
+        help="Train on a random part of each image, stretched to the model's size: the least and the most of its area to "
+        "keep, such as 0.9 1.0, open_clip's (default: the image without its longer side's ends).",
+    )
     overfit_check: int | None = HfArg(
         default=None,
         help="Train on the first pairs only, this many, and say whether the model can memorise them. Nothing is saved.",
@@ -117,6 +123,8 @@ class DataArguments:
                 raise ValueError(f"--{limit} must be at least 1, got {number}.")
         if self.synonyms is not None and not self.inmodal_contrastive:
             raise ValueError("--synonyms goes with --inmodal_contrastive, which augments captions.")
+        if self.random_resized_crop is not None:
+            check_area(self.random_resized_crop)
         if self.overfit_check is not None and self.overfit_check < 2:
             raise ValueError(f"--overfit_check takes at least 2 pairs, got {self.overfit_check}.")
         for validation, training in (

@@ -86,9 +86,9 @@ class CyCLIPDataCollator:
         """The `pixel_values` of a batch that was made with `normalize=False`."""
         return normalize(self.processor.image_processor, pixels)
 
-    def process_image(self, image: Image.Image | np.ndarray) -> Tensor:
+    def process_image(self, image: Image.Image | np.ndarray, stretch: bool = False) -> Tensor:
         """The part of `__call__` that is done to one RGB image: the smaller it is made early, the less memory a batch takes."""
-        return process_image(self.processor.image_processor, image)
+        return process_image(self.processor.image_processor, image, stretch)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         r"""
@@ -163,16 +163,20 @@ def decoding_size(image_processor: BaseImageProcessor) -> int | None:
     return 2 * target if target and getattr(image_processor, "do_resize", False) else None
 
 
-def process_image(image_processor: BaseImageProcessor, image: Image.Image | np.ndarray) -> Tensor:
+def process_image(
+    image_processor: BaseImageProcessor, image: Image.Image | np.ndarray, stretch: bool = False
+) -> Tensor:
     """
     What [`normalize`] needs of an RGB image, or of its bytes `(height, width, 3)`. A CLIP processor that resizes the shortest
     edge, crops the centre and normalises is followed to within one of 255 levels, up to the crop, `(num_channels, height,
     width)` of bytes. Any other processor is called, and its pixel values come out.
+
+    With `stretch`, all of the image is resized to the size of a CLIP processor's crop, and nothing is cropped.
     """
     if not _is_usual(image_processor):
         image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return image_processor([image], return_tensors="pt")["pixel_values"][0]
-    return _resized_crop(image, image_processor)
+    return _resized_crop(image, image_processor, stretch)
 
 
 def normalize(image_processor: BaseImageProcessor, processed: Tensor) -> Tensor:
@@ -215,13 +219,15 @@ def _is_usual(image_processor: BaseImageProcessor) -> bool:
     )
 
 
-def _resized_crop(image: Image.Image | np.ndarray, image_processor: BaseImageProcessor) -> Tensor:
+def _resized_crop(image: Image.Image | np.ndarray, image_processor: BaseImageProcessor, stretch: bool) -> Tensor:
     edge, crop = image_processor.size["shortest_edge"], image_processor.crop_size
     levels = _levels(image) if isinstance(image, Image.Image) else image
     # A batch of one in channels last, which torch resizes without a copy that brings the channels in front.
     pixels = torch.from_numpy(levels)[None].permute(0, 3, 1, 2)
     # The longer side is rounded down, as in transformers.
     height, width = (int(edge * side / min(pixels.shape[2:])) for side in pixels.shape[2:])
+    if stretch:
+        height, width = crop["height"], crop["width"]
     if (height, width) != pixels.shape[2:]:
         mode = INTERPOLATION[image_processor.resample]
         pixels = F.interpolate(pixels, (height, width), mode=mode, antialias=True)

@@ -1,5 +1,6 @@
 """Rows of a captioned dataset as samples: image decoded, one caption drawn, broken images replaced and reported."""
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from ..distributed import rank, training_process_group
+from .augment import random_part
 from .data_collator import from_array
 from .images import BrokenImageError, load_image, load_pixels
 from .sampler import EpochSampler, captions_of_row, is_table, keyed_choice, keyed_seed
@@ -26,8 +28,9 @@ logger = logging.get_logger(__name__)
 # With a share p of broken images, a sample finds no replacement with probability p ** 100. So this happens only in a set
 # that is broken throughout.
 MAX_REPLACEMENTS = 100
-# Keeps the draws of an augmentation apart from those for a replacement.
+# Keep the draws of a second view, and of a part of the image, apart from those for a replacement.
 AUGMENTATION = 1
+CROP = 2
 
 Augment = Callable[[Image.Image, str, random.Random], tuple[Image.Image, str]]
 
@@ -57,7 +60,10 @@ class CaptionedSamples(Dataset):
         process_image (`Callable`, *optional*):
             What the collator does with a single image, such as `CyCLIPDataCollator.process_image`. Done as each image is
             opened, it keeps no more than one at its full size in memory. Without an augmentation it is given what
-            [`~modeling_cyclip.data.images.load_pixels`] opens.
+            [`~modeling_cyclip.data.images.load_pixels`] opens. With `random_resized_crop` it must take `stretch=True`.
+        random_resized_crop (`tuple[float, float]`, *optional*):
+            Takes a random part of each image instead of the whole: the least and the most of its area to keep, see
+            [`~modeling_cyclip.data.augment.random_part`]. `augment` is given the whole image nevertheless.
     """
 
     def __init__(
@@ -67,14 +73,19 @@ class CaptionedSamples(Dataset):
         min_image_size: int | None = None,
         augment: Augment | None = None,
         sampler: EpochSampler | None = None,
-        process_image: Callable[[Image.Image | np.ndarray], Tensor] | None = None,
+        process_image: Callable[..., Tensor] | None = None,
+        random_resized_crop: tuple[float, float] | None = None,
     ):
         self.dataset = _with_files(dataset)
         self.seed = seed
+        if random_resized_crop is not None and min_image_size is not None:
+            # The smallest part keeps the pixels that the whole of an image would have had.
+            min_image_size = math.ceil(min_image_size / math.sqrt(random_resized_crop[0]))
         self.min_image_size = min_image_size
         self.augment = augment
         self.sampler = sampler
         self.process_image = process_image
+        self.random_resized_crop = random_resized_crop
         self._readable: dict[int, bool] = {}
 
     def __len__(self) -> int:
@@ -119,14 +130,20 @@ class CaptionedSamples(Dataset):
     ) -> dict[str, Any]:
         captions = captions_of_row(caption, index)
         caption = captions[0 if epoch is None else keyed_choice(self.seed, epoch, [index], [len(captions)])[0]]
-        process_image = self.process_image or (lambda image: image)
+        process_image = self.process_image or (lambda image, **options: image)
         sample = {"index": index, "caption": caption}
         if self.augment is not None:
-            draws = random.Random(keyed_seed(*self._key(epoch, index), AUGMENTATION))
-            view, sample["augmented_caption"] = self.augment(image, caption, draws)
+            view, sample["augmented_caption"] = self.augment(image, caption, self._draws(epoch, index, AUGMENTATION))
             sample["augmented_image"] = process_image(view)
-        sample["image"] = process_image(image)
+        if self.random_resized_crop is None:
+            sample["image"] = process_image(image)
+        else:
+            part = random_part(image, self.random_resized_crop, self._draws(epoch, index, CROP))
+            sample["image"] = process_image(part, stretch=True)
         return sample
+
+    def _draws(self, epoch: int | None, index: int, purpose: int) -> random.Random:
+        return random.Random(keyed_seed(*self._key(epoch, index), purpose))
 
     def _key(self, epoch: int | None, index: int) -> tuple[int, int, int]:
         return self.seed, -1 if epoch is None else epoch, index
