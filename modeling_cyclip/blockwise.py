@@ -32,6 +32,30 @@ def number(logit_scale: Tensor) -> Tensor | float:
     return logit_scale.item() if logit_scale.device.type == "cpu" else logit_scale.detach()
 
 
+def prepare_embeds(*embeds: Tensor) -> tuple[Tensor, ...]:
+    """Checks that all embeddings have one shape, and casts them to the precision of the loss."""
+    shapes = [tuple(tensor.shape) for tensor in embeds]
+    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
+        raise ValueError(
+            "`image_embeds` and `text_embeds` must be two matrices of one shape (batch, dim), row by row a pair, and those "
+            f"of augmented views likewise, got {' and '.join(map(str, shapes))}."
+        )
+    if len(embeds[0]) < 1:
+        raise ValueError("The loss needs at least one image-text pair, got an empty batch.")
+    if not all(tensor.is_floating_point() for tensor in embeds):
+        raise ValueError(f"Embeddings must be floating point, got {' and '.join(str(t.dtype) for t in embeds)}.")
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in embeds) else torch.float32
+    return tuple(tensor.to(dtype) for tensor in embeds)
+
+
+def prepare_number(name: str, value: Tensor | float, embeds: Tensor) -> Tensor:
+    """Checks that `value` is one number, and casts it to a tensor of shape `()` beside `embeds`."""
+    value = torch.as_tensor(value, device=embeds.device).to(embeds.dtype)
+    if value.numel() != 1:
+        raise ValueError(f"`{name}` must be one number, got a tensor of shape {tuple(value.shape)}.")
+    return value.reshape(()) if value.dim() else value
+
+
 def refuse_second_derivatives() -> None:
     """Call this in a backward pass, where autograd records only if second derivatives are wanted."""
     if torch.is_grad_enabled():

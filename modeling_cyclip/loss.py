@@ -8,10 +8,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .balance import bounded_sum
-from .blockwise import contrastive_loss, view_loss
+from .blockwise import contrastive_loss, prepare_embeds, prepare_number, view_loss
 from .configuration_cyclip import check_cyclic_terms
 from .cyclic import CyclicProducts, prefers_whole_matrices, small_batch_loss
 from .distributed import world_size
+from .sigmoid import sigmoid_loss
 
 
 class CyCLIPLossOutput(NamedTuple):
@@ -22,7 +23,7 @@ class CyCLIPLossOutput(NamedTuple):
         loss (`torch.Tensor` of shape `()`):
             The whole loss, the only part with a gradient.
         contrastive_loss (`torch.Tensor` of shape `()`):
-            CLIP's contrastive term, in nats.
+            CLIP's contrastive term, in nats, or with a bias SigLIP's.
         inmodal_cyclic_loss (`torch.Tensor` of shape `()`, *optional*):
             The in-modal term, before its weight. `None` if the loss does not need it and it was not asked for.
         crossmodal_cyclic_loss (`torch.Tensor` of shape `()`, *optional*):
@@ -47,6 +48,7 @@ def cyclip_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,
     logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
     *,
     inmodal_cyclic_weight: float = 0.25,
     crossmodal_cyclic_weight: float = 0.25,
@@ -76,6 +78,8 @@ def cyclip_loss(
             Unit-norm text embeddings T, row by row the captions of the images.
         logit_scale (`torch.Tensor` of shape `()` or `float`):
             The positive multiplier of the cosines (one over the temperature), already exponentiated.
+        logit_bias (`torch.Tensor` of shape `()` or `float`, *optional*):
+            The bias of the logits. With one, the contrastive term is SigLIP's, [`sigmoid_loss`].
         inmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
             λ1. With both weights 0 the loss is CLIP's, and the two cyclic terms are only reported.
         crossmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
@@ -103,7 +107,7 @@ def cyclip_loss(
 
     Raises:
         `ValueError`: embeddings that are not matrices of one shape with at least one row, one augmented view without the
-        other, a negative weight, a reference batch below 1, or a share that is not positive.
+        other, augmented views with a bias, a negative weight, a reference batch below 1, or a share that is not positive.
 
     Example:
 
@@ -123,8 +127,14 @@ def cyclip_loss(
     if (augmented_image_embeds is None) != (augmented_text_embeds is None):
         raise ValueError("`augmented_image_embeds` and `augmented_text_embeds` go together: pass both or neither.")
     views = () if augmented_image_embeds is None else (augmented_image_embeds, augmented_text_embeds)
+    has_bias = logit_bias is not None
+    if has_bias and views:
+        raise ValueError(
+            "The in-modal contrastive term of augmented views is a softmax: it does not go with a `logit_bias`."
+        )
     image_embeds, text_embeds, *views = prepare_embeds(image_embeds, text_embeds, *views)
     logit_scale = prepare_number("logit_scale", logit_scale, image_embeds)
+    bias = [prepare_number("logit_bias", logit_bias, image_embeds)] if has_bias else []
 
     batch_size = len(image_embeds) * world_size(process_group)
     relative_size = 1 if cyclic_reference_batch_size is None else cyclic_reference_batch_size / batch_size
@@ -134,13 +144,13 @@ def cyclip_loss(
     is_bounded = is_cyclic and cyclic_max_gradient_share is not None
 
     is_small = prefers_whole_matrices(len(image_embeds), batch_size, image_embeds.shape[1])
-    if is_cyclic and is_small and not views and not is_bounded:
+    if is_cyclic and is_small and not views and not has_bias and not is_bounded:
         return CyCLIPLossOutput(
             *small_batch_loss(image_embeds, text_embeds, logit_scale, inmodal_weight, crossmodal_weight, process_group)
         )
 
-    inputs = image_embeds, text_embeds, logit_scale, *views
-    terms = partial(_terms, inmodal_weight, crossmodal_weight, batch_size, return_all_parts, process_group)
+    inputs = image_embeds, text_embeds, logit_scale, *bias, *views
+    terms = partial(_terms, inmodal_weight, crossmodal_weight, batch_size, return_all_parts, process_group, has_bias)
     if not is_bounded:
         contrastive, cyclic, parts = terms(*inputs)
         return CyCLIPLossOutput(contrastive if cyclic is None else contrastive + cyclic, **parts)
@@ -158,13 +168,16 @@ def _terms(
     batch_size: int,
     return_all_parts: bool,
     process_group: dist.ProcessGroup | None,
+    has_bias: bool,
     image_embeds: Tensor,
     text_embeds: Tensor,
     logit_scale: Tensor,
-    *views: Tensor,
+    *others: Tensor,
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor | None]]:
     """The contrastive and the weighted cyclic part of the loss, both differentiable, and the parts to report."""
-    contrastive = contrastive_loss(image_embeds, text_embeds, logit_scale, process_group)
+    bias, views = (others, ()) if has_bias else ((), others)
+    contrastive_term = sigmoid_loss if has_bias else contrastive_loss
+    contrastive = contrastive_term(image_embeds, text_embeds, logit_scale, *bias, process_group)
     parts = {"contrastive_loss": contrastive.detach()}
     if views:
         inmodal_contrastive = sum(
@@ -219,27 +232,3 @@ def cyclic_regularisers(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tens
     image_embeds, text_embeds = prepare_embeds(image_embeds, text_embeds)
     norm, transposed = CyclicProducts.apply(image_embeds, text_embeds, None)
     return (norm + transposed) / (2 * len(image_embeds)), (norm - transposed) / (2 * len(image_embeds))
-
-
-def prepare_embeds(*embeds: Tensor) -> tuple[Tensor, ...]:
-    """Checks that all embeddings have one shape, and casts them to the precision of the loss."""
-    shapes = [tuple(tensor.shape) for tensor in embeds]
-    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
-        raise ValueError(
-            "`image_embeds` and `text_embeds` must be two matrices of one shape (batch, dim), row by row a pair, and those "
-            f"of augmented views likewise, got {' and '.join(map(str, shapes))}."
-        )
-    if len(embeds[0]) < 1:
-        raise ValueError("The loss needs at least one image-text pair, got an empty batch.")
-    if not all(tensor.is_floating_point() for tensor in embeds):
-        raise ValueError(f"Embeddings must be floating point, got {' and '.join(str(t.dtype) for t in embeds)}.")
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in embeds) else torch.float32
-    return tuple(tensor.to(dtype) for tensor in embeds)
-
-
-def prepare_number(name: str, value: Tensor | float, embeds: Tensor) -> Tensor:
-    """Checks that `value` is one number, and casts it to a tensor of shape `()` beside `embeds`."""
-    value = torch.as_tensor(value, device=embeds.device).to(embeds.dtype)
-    if value.numel() != 1:
-        raise ValueError(f"`{name}` must be one number, got a tensor of shape {tuple(value.shape)}.")
-    return value.reshape(()) if value.dim() else value

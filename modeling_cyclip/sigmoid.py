@@ -5,9 +5,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blockwise import LossWithGradients, full_precision, needs_gradients, number
+from .blockwise import LossWithGradients, full_precision, needs_gradients, number, prepare_embeds, prepare_number
 from .distributed import all_reduce_sum, gather_rows, rank, reduce_scatter_rows
-from .loss import prepare_embeds, prepare_number
 from .softmaxes import row_blocks
 
 

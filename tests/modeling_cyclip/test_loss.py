@@ -214,3 +214,32 @@ def test_integer_embeddings_and_several_scales_are_refused():
         cyclip_loss(torch.ones(4, 8, dtype=torch.long), torch.ones(4, 8, dtype=torch.long), 1.0)
     with pytest.raises(ValueError, match="logit_scale"):
         cyclip_loss(torch.ones(4, 8), torch.ones(4, 8), torch.ones(2))
+
+
+@pytest.mark.parametrize("share", [None, 0.05])
+@pytest.mark.parametrize("n, dim", [(2, 3), (40, 64), (300, 48)])
+def test_with_a_bias_the_contrastive_term_is_the_sigmoid_loss(n, dim, share):
+    numbers = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (9.0, -7.5)]
+    inputs = [*random_embeds(n, dim), *numbers]
+    image_embeds, text_embeds, scale, bias = inputs
+    logits = scale * image_embeds @ text_embeds.T + bias
+    contrastive = -F.logsigmoid(logits * (2 * torch.eye(n, dtype=torch.float64) - 1)).sum() / n
+    _, inmodal, crossmodal = dense_parts(*inputs[:3])
+
+    output = cyclip_loss(
+        *inputs, inmodal_cyclic_weight=0.7, crossmodal_cyclic_weight=0.1, cyclic_max_gradient_share=share
+    )
+
+    factor = 1 if share is None else output.cyclic_gradient_factor.item()
+    assert 0 < factor <= 1 and (share is None or factor < 1)
+    expected = contrastive + factor * (0.7 * inmodal + 0.1 * crossmodal)
+    for actual, reference in zip(output[:4], (expected, contrastive, inmodal, crossmodal), strict=True):
+        assert actual.item() == pytest.approx(reference.item(), rel=1e-12, abs=1e-13)
+    for actual, reference in zip(gradients(output.loss, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-10, atol=1e-13)
+
+
+def test_augmented_views_do_not_go_with_a_bias():
+    embeds = [tensor.detach() for tensor in random_embeds(4, 8)]
+    with pytest.raises(ValueError, match="does not go with a `logit_bias`"):
+        cyclip_loss(*embeds, 10.0, -10.0, augmented_image_embeds=embeds[0], augmented_text_embeds=embeds[1])
