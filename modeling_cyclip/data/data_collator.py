@@ -171,11 +171,15 @@ def process_image(
     edge, crops the centre and normalises is followed to within one of 255 levels, up to the crop, `(num_channels, height,
     width)` of bytes. Any other processor is called, and its pixel values come out.
 
-    With `stretch`, all of the image is resized to the size of a CLIP processor's crop, and nothing is cropped.
+    With `stretch`, a processor that crops the middle resizes all of the image to the size of its crop instead.
     """
     if not _is_usual(image_processor):
         image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        return image_processor([image], return_tensors="pt")["pixel_values"][0]
+        options = {}
+        if stretch and getattr(image_processor, "do_center_crop", False):
+            size = {side: image_processor.crop_size[side] for side in ("height", "width")}
+            options = {"do_center_crop": False, "size": size}
+        return image_processor([image], return_tensors="pt", **options)["pixel_values"][0]
     return _resized_crop(image, image_processor, stretch)
 
 
