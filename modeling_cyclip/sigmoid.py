@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .blockwise import LossWithGradients, full_precision, needs_gradients, number, prepare_embeds, prepare_number
 from .distributed import all_reduce_sum, gather_rows, rank, reduce_scatter_rows
-from .softmaxes import row_blocks
+from .softmaxes import BLOCK_BYTES
 
 
 @torch.compiler.disable
@@ -67,43 +67,47 @@ def sigmoid_loss(
         all_text_embeds = gather_rows(text_embeds, process_group)
         num_rows, num_columns = len(image_embeds), len(all_text_embeds)
         first_column = rank(process_group) * num_rows
-        # With W processes the gradients are W / N times those of the sum.
+        # With W processes, the gradients are W / N times those of the sum.
         factor = 1 / num_rows
-        scale, bias = number(logit_scale), number(logit_bias)
+        scale = number(logit_scale)
         scaled = image_embeds * scale
+        bias = logit_bias.detach().expand(num_columns)
 
-        total = image_embeds.new_zeros(())
-        grad_image = grad_text = grad_scale = grad_bias = None
-        if needs_image_grad or needs_scale_grad:
+        total = grad_bias = 0
+        grad_image = grad_text = grad_scale = None
+        # The scale multiplies the embeddings, so its gradient follows from that of either kind.
+        if needs_image_grad or (needs_scale_grad and not needs_text_grad):
             grad_image = torch.empty_like(image_embeds)
         if needs_text_grad:
             grad_text = torch.empty_like(all_text_embeds)
-        if needs_bias_grad:
-            grad_bias = image_embeds.new_zeros(())
-        for rows in row_blocks(num_rows, num_columns, image_embeds.element_size()):
-            block = (scaled[rows] @ all_text_embeds.T).add_(bias)
-            pairs = block.diagonal(first_column + rows.start)
-            # log σ(z · logit) = −softplus(−z · logit)
+        # No logit is needed twice. Blocks are therefore small also where all logits would fit into memory.
+        block_size = max(1, BLOCK_BYTES // (num_columns * image_embeds.element_size()))
+        for start in range(0, num_rows, block_size):
+            rows = slice(start, start + block_size)
+            block = torch.addmm(bias, scaled[rows], all_text_embeds.T)
+            pairs = block.diagonal(first_column + start)
+            # −log σ(z · logit) = softplus(−z · logit), whose derivative is σ(−z · logit).
             pairs.neg_()
             total += F.softplus(block, threshold=50).sum()
             if not any(needs):
                 continue
             block.sigmoid_()
             pairs.neg_()
-            if grad_bias is not None:
+            if needs_bias_grad:
                 grad_bias += block.sum()
             if grad_image is not None:
-                torch.addmm(grad_image[rows], block, all_text_embeds, beta=0, alpha=factor, out=grad_image[rows])
+                torch.mm(block, all_text_embeds, out=grad_image[rows])
             if grad_text is not None:
-                grad_text.addmm_(block.T, scaled[rows], beta=float(rows.start > 0), alpha=factor)
+                grad_text.addmm_(block.T, scaled[rows], beta=float(start > 0), alpha=factor)
         loss = all_reduce_sum(total, process_group) / num_columns
         if not any(needs):
             return loss
 
-        if needs_scale_grad:
-            # The scale multiplies the image embeddings, so its gradient follows from theirs.
-            grad_scale = torch.linalg.vecdot(grad_image, image_embeds).sum()
-        grad_image = grad_image.mul_(scale) if needs_image_grad else None
+        if needs_scale_grad and grad_image is not None:
+            grad_scale = torch.linalg.vecdot(grad_image, image_embeds).sum() * factor
+        elif needs_scale_grad:
+            grad_scale = torch.linalg.vecdot(grad_text, all_text_embeds).sum() / scale
+        grad_image = grad_image.mul_(scale * factor) if needs_image_grad else None
         grad_text = reduce_scatter_rows(grad_text, process_group) if needs_text_grad else None
-        grad_bias = grad_bias.mul_(factor) if needs_bias_grad else None
+        grad_bias = grad_bias * factor if needs_bias_grad else None
     return LossWithGradients.apply((loss, grad_image, grad_text, grad_scale, grad_bias), *inputs)
