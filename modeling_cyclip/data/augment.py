@@ -1,8 +1,9 @@
 """Augmentation in training: a random part of each image, and a second view of an image and its caption.
 
-The second view is for the in-modal contrastive term. No dictionary or model is downloaded for it. The official code takes torchvision's AutoAugment and EDA (Wei & Zou, 2019, https://huggingface.co/papers/1901.11196).
-Here Pillow changes the images, and the caller's generator draws everything. So a crop and three colour operations need no
-further dependency, and a resumed run has no random state to restore.
+The second view is for the in-modal contrastive term. The official code takes torchvision's AutoAugment and EDA (Wei & Zou,
+2019, https://huggingface.co/papers/1901.11196). Here Pillow changes the images, and the caller's generator draws everything.
+So a crop and three colour operations need no further dependency, no dictionary or model is downloaded, and a resumed run
+has no random state to restore.
 """
 
 import math
@@ -15,9 +16,9 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 
-# Of the crop that learning from images takes (Szegedy et al., 2015). torchvision and open_clip draw as often, too.
+# Those of torchvision's crop (Szegedy et al., 2015), and so of open_clip's.
 ASPECT_RATIO = 3 / 4, 4 / 3
-DRAWS = 10
+TRIES = 10
 # Of a second view: more than contrastive learning of images leaves (Chen et al., 2020), since captions name what is in it.
 AREA = 0.4, 1.0
 STRENGTH = 0.4
@@ -30,8 +31,8 @@ def check_area(area: Sequence[float]) -> None:
     is_pair = isinstance(area, Sequence) and len(area) == 2
     if not (is_pair and 0 < area[0] <= area[1] <= 1):
         raise ValueError(
-            "`random_resized_crop` takes two numbers, the least and the most of an image's area to keep, such as 0.9 1.0 (above 0, "
-            f"at most 1, the smaller one first), not {area}."
+            "`random_resized_crop` takes two numbers, the least and the most of an image's area to keep, such as 0.9 1.0 "
+            f"(above 0, at most 1, the smaller one first), not {area}."
         )
 
 
@@ -45,8 +46,8 @@ def random_part(image: Image.Image | np.ndarray, area: Sequence[float], draws: R
         area (`tuple[float, float]`):
             The least and the most of the image's area to keep, as shares of it.
         draws (`random.Random`):
-            Draws the share, an aspect ratio from 3:4 to 4:3 (its logarithm, uniformly), and the place. If no part fits in
-            ten draws, it is the middle of the image, as much of it as has such an aspect ratio.
+            Draws the share, an aspect ratio from 3:4 to 4:3 (its logarithm, uniformly), and the place. If ten of them do
+            not fit, the part is the middle of the image, as much of it as has such an aspect ratio.
 
     Returns:
         `PIL.Image.Image` or `np.ndarray`: the part. Of an array it is a view.
@@ -58,13 +59,14 @@ def random_part(image: Image.Image | np.ndarray, area: Sequence[float], draws: R
 
 
 def _random_box(width: int, height: int, area: Sequence[float], draws: Random) -> tuple[int, int, int, int]:
-    for _ in range(DRAWS):
+    for _ in range(TRIES):
         pixels = draws.uniform(*area) * width * height
         ratio = math.exp(draws.uniform(*map(math.log, ASPECT_RATIO)))
         part_width, part_height = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < part_width <= width and 0 < part_height <= height:
             left, top = draws.randint(0, width - part_width), draws.randint(0, height - part_height)
             return left, top, left + part_width, top + part_height
+    # Hardly a part of such an area fits, as in a long image. torchvision takes the middle, too.
     longest = ASPECT_RATIO[1]
     part_width, part_height = min(width, round(height * longest)), min(height, round(width * longest))
     left, top = (width - part_width) // 2, (height - part_height) // 2
