@@ -1,23 +1,32 @@
-"""Builds a model and its processor, from a checkpoint or from scratch."""
+"""Builds a model and its processor, from a checkpoint, of two towers or from scratch."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    CLIPProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.hf_argparser import HfArg
 from transformers.utils import is_peft_available, is_torchvision_available
 
-from .configuration_cyclip import CyCLIPConfig, check_cyclic_terms
+from .configuration_cyclip import CyclicTerms, CyCLIPConfig, check_cyclic_terms
 from .configuration_cyclip_resnet import CyCLIPResNetConfig
 from .data.data_collator import check_image_processor
-from .data.tokenizer import check_tokenizer, is_empty, train_tokenizer
+from .data.tokenizer import check_tokenizer, is_empty, positions_of, train_tokenizer
+from .dual_encoder import TOWERS, open_dual_encoder, open_processor
 from .modeling_cyclip import CyCLIPModel
 from .modeling_cyclip_resnet import CyCLIPResNetModel
+from .towers import pair_towers
 
 
 SAVE_DTYPES = ("float32", "float16", "bfloat16", "auto")
@@ -25,9 +34,20 @@ SAVE_DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 @dataclass
 class ModelArguments:
-    """Which model is trained: a checkpoint, or from scratch a config.json or one of the named sizes."""
+    """Which model is trained: a checkpoint, two towers, or from scratch a config.json or one of the named sizes."""
 
-    model_name_or_path: str | None = HfArg(default=None, help="CLIP checkpoint to start from: a folder or a Hub id.")
+    model_name_or_path: str | None = HfArg(
+        default=None,
+        help="Checkpoint to start from, a folder or a Hub id: a CLIP, or another dual encoder of transformers such as SigLIP.",
+    )
+    vision_model: str | None = HfArg(
+        default=None,
+        help="Pretrained vision tower, a folder or a Hub id, to pair with --text_model: ViT, DINOv2, Swin.",
+    )
+    text_model: str | None = HfArg(
+        default=None,
+        help="Pretrained text tower to pair with --vision_model: BERT, XLM-R or others with a pooled output.",
+    )
     config_name: str | None = HfArg(default=None, help="config.json (file, folder or Hub id) to train from scratch.")
     model_size: str | None = HfArg(
         default=None,
@@ -40,10 +60,10 @@ class ModelArguments:
     )
     vocab_size: int = HfArg(default=49408, help="Size limit of a tokenizer trained on the captions, at least 514.")
     inmodal_cyclic_weight: float | None = HfArg(
-        default=None, help="Weight of the in-modal term, lambda 1 (default: the checkpoint's, or 0.25)."
+        default=None, help="Weight of the in-modal term, lambda 1 (default: a CLIP checkpoint's, or 0.25)."
     )
     crossmodal_cyclic_weight: float | None = HfArg(
-        default=None, help="Weight of the cross-modal term, lambda 2 (default: the checkpoint's, or 0.25)."
+        default=None, help="Weight of the cross-modal term, lambda 2 (default: a CLIP checkpoint's, or 0.25)."
     )
     cyclic_reference_batch_size: int | None = HfArg(
         default=None,
@@ -52,10 +72,13 @@ class ModelArguments:
     cyclic_max_gradient_share: float | None = HfArg(
         default=None,
         help="Lowers both weights at every step at which the terms' gradient would be longer than this many times the "
-        "contrastive loss's (default: the checkpoint's, or 1; inf: no bound, as in the paper).",
+        "contrastive loss's (default: a CLIP checkpoint's, or 1; inf: no bound, as in the paper).",
     )
-    freeze_vision: bool = HfArg(default=False, help="Keep the vision tower and its projection as they are.")
-    freeze_text: bool = HfArg(default=False, help="Keep the text tower and its projection as they are.")
+    freeze_vision: bool = HfArg(
+        default=False,
+        help="Keep the vision tower and its projection as they are; a projection new to the tower trains.",
+    )
+    freeze_text: bool = HfArg(default=False, help="Keep the text tower and its projection as they are, likewise.")
     attn_implementation: str | None = HfArg(
         default=None, help="Attention by eager, sdpa or flash_attention_2 (default: transformers' choice, sdpa)."
     )
@@ -77,11 +100,19 @@ class ModelArguments:
             self.cyclic_reference_batch_size,
             None if self.cyclic_max_gradient_share == math.inf else self.cyclic_max_gradient_share,
         )
-        given = [name for name in ("model_name_or_path", "config_name", "model_size") if getattr(self, name)]
+        if (self.vision_model is None) != (self.text_model is None):
+            given, lacking = ("vision", "text") if self.text_model is None else ("text", "vision")
+            raise ValueError(
+                f"--{given}_model is one of two towers: give the other as --{lacking}_model. A whole model is opened by "
+                "--model_name_or_path."
+            )
+        sources = ("model_name_or_path", "vision_model", "config_name", "model_size")
+        given = [name for name in sources if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
-                "Say which model to train by exactly one of --model_name_or_path (go on from a checkpoint), --config_name "
-                f"or --model_size (from scratch); got {', '.join('--' + name for name in given) or 'none of them'}."
+                "Say which model to train by exactly one of --model_name_or_path (go on from a checkpoint), --vision_model with "
+                "--text_model (two towers), --config_name or --model_size (from scratch); got "
+                f"{', '.join('--' + name for name in given) or 'none of them'}."
             )
         if self.freeze_vision and self.freeze_text:
             raise ValueError("--freeze_vision and --freeze_text together leave nothing to train.")
@@ -100,10 +131,23 @@ class ModelArguments:
         elif self.lora_alpha is not None or self.lora_towers is not None or self.merge_lora:
             raise ValueError("--lora_alpha, --lora_towers and --merge_lora go with --lora_rank.")
 
+    def cyclic_terms(self) -> CyclicTerms:
+        """The cyclic terms of a model without a configuration of ours."""
+        given = {field.name: getattr(self, field.name) for field in fields(CyclicTerms)}
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.cyclic_max_gradient_share == math.inf:
+            given["cyclic_max_gradient_share"] = None
+        return CyclicTerms(**given)
+
     @property
     def saves_adapter(self) -> bool:
         """Whether the output folder gets an adapter instead of a checkpoint."""
         return self.lora_rank is not None and not self.merge_lora
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The towers that stay as they are."""
+        return tuple(tower for tower in TOWERS if getattr(self, f"freeze_{tower}"))
 
     def _check_lora(self) -> None:
         if self.lora_rank < 1:
@@ -152,12 +196,12 @@ RESNET_SIZE = "rn50"
 
 def build_model_and_processor(
     args: ModelArguments, captions: Iterable[str], resume_from: str | None = None
-) -> tuple[CyCLIPModel, CLIPProcessor]:
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
     The model, in float32, and its processor. The captions are read only if a tokenizer is trained. The run that goes on
     from the checkpoint `resume_from` keeps its tokenizer, since other captions would train another one. `args.save_dtype`
     becomes that of the checkpoint if it is `auto`. Raises a `ValueError` for a size or an attention that does not exist,
-    another kind of checkpoint or one that lacks weights, a tokenizer or an image processor that does not fit the model, an
+    a checkpoint that is no dual encoder or lacks weights, a tokenizer or an image processor that does not fit the model, an
     adapter instead of a checkpoint, or a tower without the layers that LoRA needs.
     """
     tokenizer = None if resume_from is None else AutoTokenizer.from_pretrained(resume_from)
@@ -168,10 +212,10 @@ def build_model_and_processor(
         from .lora import add_lora
 
         add_lora(model, args)
-    if args.freeze_vision:
-        _freeze(model.vision_model, model.visual_projection)
-    if args.freeze_text:
-        _freeze(model.text_model, model.text_projection)
+    for tower in args.frozen:
+        # Between two towers, the projections are new: a tower stays as it is, and its projection learns.
+        names = TOWERS[tower] if args.vision_model is None else TOWERS[tower][:1]
+        _freeze(*(module for name, module in model.named_children() if name in names))
     return model, processor
 
 
@@ -188,52 +232,36 @@ def _into_evaluation_mode(module: nn.Module, _) -> None:
 
 def _build(
     args: ModelArguments, captions: Iterable[str], tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[CyCLIPModel, CLIPProcessor]:
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    if tokenizer is None and args.tokenizer_name is not None:
+        tokenizer = _open_tokenizer(args.tokenizer_name)
     weights = {
         name: getattr(args, name)
         for name in ("inmodal_cyclic_weight", "crossmodal_cyclic_weight", "cyclic_reference_batch_size")
         if getattr(args, name) is not None
     }
-    if args.model_name_or_path is not None:
-        try:
-            if args.save_dtype == "auto":
-                args.save_dtype = str(CyCLIPModel.from_pretrained(args.model_name_or_path).dtype).removeprefix(
-                    "torch."
-                )
-            # Frozen towers too: half precision would save little beside the activations, and LoRA merges into them.
-            model = CyCLIPModel.from_pretrained(args.model_name_or_path, dtype=torch.float32, **weights)
-            _bound_gradient(model.config, args.cyclic_max_gradient_share)
-            processor = CLIPProcessor.from_pretrained(args.model_name_or_path)
-        except OSError as error:
-            kind = "" if Path(args.model_name_or_path).is_dir() else ", which is no folder here,"
-            raise ValueError(
-                f"{args.model_name_or_path}{kind} cannot be opened as a CLIP checkpoint: {error}"
-            ) from error
-        if model._hf_peft_config_loaded:
-            raise ValueError(
-                f"{args.model_name_or_path} is an adapter: train on from a checkpoint that it is merged into (--merge_lora), "
-                "or go on with its own run by --resume_from_checkpoint."
-            )
-        if tokenizer is None and args.tokenizer_name is not None:
-            tokenizer = _open_tokenizer(args.tokenizer_name)
+    if args.model_name_or_path is not None or args.vision_model is not None:
+        if args.vision_model is not None:
+            model, processor = pair_towers(args.vision_model, args.text_model, args.frozen)
+        else:
+            model, processor = _open_checkpoint(args, weights)
         if tokenizer is not None:
-            processor = CLIPProcessor(processor.image_processor, tokenizer)
+            processor.tokenizer = tokenizer
         elif is_empty(processor.tokenizer):
             raise ValueError(
-                f"{args.model_name_or_path} has no tokenizer: save the one that its weights were trained with there, or give "
-                "it as --tokenizer_name."
+                f"{args.model_name_or_path or args.text_model} has no tokenizer: save the one that its weights were trained with "
+                "there, or give it as --tokenizer_name."
             )
         check_tokenizer(processor.tokenizer, model.config)
         _bound(processor.tokenizer, model.config)
-        check_image_processor(processor.image_processor, model.config)
+        if isinstance(model, CyCLIPModel):
+            check_image_processor(processor.image_processor, model.config)
         return model, processor
 
     config = _scratch_config(args, weights)
     _bound_gradient(config, args.cyclic_max_gradient_share)
     text_config = config.text_config
-    if tokenizer is None and args.tokenizer_name is not None:
-        tokenizer = _open_tokenizer(args.tokenizer_name)
-    elif tokenizer is None:
+    if tokenizer is None:
         tokenizer = train_tokenizer(captions, args.vocab_size, text_config.max_position_embeddings)
     if args.model_size is not None or args.tokenizer_name is None:
         text_config.vocab_size = len(tokenizer)
@@ -248,6 +276,28 @@ def _build(
     model_class = CyCLIPResNetModel if isinstance(config, CyCLIPResNetConfig) else CyCLIPModel
     # A saved config.json has a precision, which the towers would take.
     return model_class._from_config(config, dtype=torch.float32), CLIPProcessor(image_processor, tokenizer)
+
+
+def _open_checkpoint(args: ModelArguments, weights: dict) -> tuple[PreTrainedModel, ProcessorMixin]:
+    name = args.model_name_or_path
+    try:
+        if args.save_dtype == "auto":
+            args.save_dtype = str(open_dual_encoder(name, "auto").dtype).removeprefix("torch.")
+        # Frozen towers too: half precision would save little beside the activations, and LoRA merges into them.
+        model = open_dual_encoder(name, torch.float32, **weights)
+        is_clip = isinstance(model, CyCLIPModel)
+        processor = CLIPProcessor.from_pretrained(name) if is_clip else open_processor(name)
+    except OSError as error:
+        kind = "" if Path(name).is_dir() else ", which is no folder here,"
+        raise ValueError(f"{name}{kind} cannot be opened as a checkpoint: {error}") from error
+    if is_clip:
+        _bound_gradient(model.config, args.cyclic_max_gradient_share)
+    if model._hf_peft_config_loaded:
+        raise ValueError(
+            f"{name} is an adapter: train on from a checkpoint that it is merged into (--merge_lora), or go on with its own run "
+            "by --resume_from_checkpoint."
+        )
+    return model, processor
 
 
 def _open_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -267,9 +317,9 @@ def _bound_gradient(config: CyCLIPConfig | CyCLIPResNetConfig, share: float | No
         config.cyclic_max_gradient_share = 1.0
 
 
-def _bound(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:
+def _bound(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Whoever opens the tokenizer beside the trained model shall cut texts to what the model reads."""
-    tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions_of(config))
 
 
 def _image_processor_class() -> type:

@@ -1,6 +1,7 @@
 """CyCLIP model configuration."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -58,6 +59,52 @@ class CyCLIPConfig(CLIPConfig):
         if output.get("architectures") == ["CyCLIPModel"]:
             output["architectures"] = ["CLIPModel"]
         return output
+
+
+@dataclass(frozen=True)
+class CyclicTerms:
+    r"""
+    The cyclic terms of a model whose configuration says nothing of them, such as a [`~transformers.SiglipModel`]. They are
+    those of a [`CyCLIPConfig`], but for the bound, which is that of `cyclip train`.
+
+    Args:
+        inmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
+            Weight of the in-modal term, λ1 in the paper.
+        crossmodal_cyclic_weight (`float`, *optional*, defaults to 0.25):
+            Weight of the cross-modal term, λ2 in the paper. With both weights 0 the loss is the model's own contrastive one.
+        cyclic_reference_batch_size (`int`, *optional*):
+            The batch size R that the two weights were chosen for. If it is set, both are multiplied by R / N.
+        cyclic_max_gradient_share (`float`, *optional*, defaults to 1.0):
+            The terms' gradient at the embeddings is at most this share of the contrastive loss's. `None` is no bound.
+
+    Raises:
+        `ValueError`: a negative weight, a reference batch below 1, or a share that is not positive.
+    """
+
+    inmodal_cyclic_weight: float = 0.25
+    crossmodal_cyclic_weight: float = 0.25
+    cyclic_reference_batch_size: int | None = None
+    cyclic_max_gradient_share: float | None = 1.0
+
+    def __post_init__(self):
+        check_cyclic_terms(
+            self.inmodal_cyclic_weight,
+            self.crossmodal_cyclic_weight,
+            self.cyclic_reference_batch_size,
+            self.cyclic_max_gradient_share,
+        )
+
+
+def terms_at(terms: CyCLIPConfig | CyclicTerms, factor: float) -> dict[str, Any]:
+    """The arguments of [`cyclip_loss`] where both weights, and the bound on their gradient, are multiplied by `factor`."""
+    share = terms.cyclic_max_gradient_share
+    return {
+        "inmodal_cyclic_weight": terms.inmodal_cyclic_weight * factor,
+        "crossmodal_cyclic_weight": terms.crossmodal_cyclic_weight * factor,
+        "cyclic_reference_batch_size": terms.cyclic_reference_batch_size,
+        # During a warm-up the bound rises with the weights. Where they are zero there is nothing to bound.
+        "cyclic_max_gradient_share": None if share is None else share * factor or None,
+    }
 
 
 def check_cyclic_terms(

@@ -15,9 +15,15 @@ def prepare_for_fsdp(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -
             "CyCLIPTrainer shards by FSDP2, and this is version 1: set `fsdp_version: 2` in accelerate's configuration, as "
             "in training/accelerate/fsdp.yaml."
         )
+    try:
+        tokens = model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"accelerate asks a model to shard for its token embeddings, and a {type(model).__name__} does not name them: train "
+            "it without FSDP, as DDP does."
+        ) from error
     if plugin.transformer_cls_names_to_wrap is None:
         # accelerate shards the token embedding by itself, so the module that holds it cannot be a unit as well.
-        tokens = model.get_input_embeddings()
         holders = {type(module).__name__ for module in model.modules() if tokens in module.children()}
         plugin.transformer_cls_names_to_wrap = [name for name in model._no_split_modules if name not in holders]
     if plugin.mixed_precision_policy is not None:
@@ -34,10 +40,10 @@ def make_logit_scale_one_dimensional(model: nn.Module) -> None:
     model.register_load_state_dict_pre_hook(_fit_logit_scale)
 
 
-def whole_logit_scale(model: nn.Module) -> Tensor:
-    """`logit_scale` without its graph. FSDP leaves most processes an empty shard of it; all processes call this."""
-    scale = model.logit_scale.detach()
-    return scale.full_tensor() if isinstance(scale, DTensor) else scale
+def whole(parameter: nn.Parameter) -> Tensor:
+    """A parameter without its graph. FSDP leaves each process a shard of it, perhaps an empty one; all processes call this."""
+    value = parameter.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _fit_logit_scale(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
@@ -45,9 +51,9 @@ def _fit_logit_scale(module: nn.Module, state_dict: dict[str, Tensor], prefix: s
         state_dict[name] = state_dict[name].reshape(module.logit_scale.shape)
 
 
-def with_scalar_logit_scale(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with `logit_scale` as a scalar, as in a CLIP checkpoint."""
-    return {name: tensor.reshape(()) if name == "logit_scale" else tensor for name, tensor in state_dict.items()}
+def with_logit_scale_of(shape: torch.Size, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with `logit_scale` in the shape that the model's checkpoints have: a scalar, or SigLIP's vector of one number."""
+    return {name: tensor.reshape(shape) if name == "logit_scale" else tensor for name, tensor in state_dict.items()}
 
 
 def fit_optimizer_state(optimizer: torch.optim.Optimizer) -> None:

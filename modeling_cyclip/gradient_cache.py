@@ -29,13 +29,14 @@ def cached_step(
 
     Args:
         model (`nn.Module`):
-            A [`CyCLIPModel`], wrapped or not, in training mode.
+            A [`CyCLIPModel`] or another dual encoder that the Trainer trains, wrapped or not, in training mode.
         inputs (`dict[str, torch.Tensor]`):
             The inputs of the model. The first dimension of each is the batch.
         chunk_size (`int`):
             Pairs embedded at once, each with its augmented views if there are any.
         compute_loss (`Callable`):
-            Computes the loss from `image_embeds`, `text_embeds`, `logit_scale` and the embeddings of augmented views.
+            Computes the loss from `image_embeds`, `text_embeds`, `logit_scale`, `logit_bias` if the model has one, and the
+            embeddings of augmented views.
         backward (`Callable`):
             Backpropagates the loss. Mixed precision may scale it (`accelerator.backward`).
         no_sync (`Callable`):
@@ -60,13 +61,14 @@ def cached_step(
                 embeds[name].append(outputs[name])
 
     leaves = {name: torch.cat(tensors) for name, tensors in embeds.items() if tensors}
-    leaves["logit_scale"] = outputs.logit_scale.clone()
+    numbers = [name for name in ("logit_scale", "logit_bias") if name in outputs]
+    leaves.update({name: outputs[name].detach().clone() for name in numbers})
     for leaf in leaves.values():
         leaf.requires_grad_()
     parts = compute_loss(**leaves)
     backward(parts.loss)
     grads = {name: leaf.grad for name, leaf in leaves.items()}
-    scale_grad = grads.pop("logit_scale")
+    number_grads = {name: grads.pop(name) for name in numbers}
 
     for number, chunk in enumerate(chunks):
         is_last = number == len(chunks) - 1
@@ -75,9 +77,9 @@ def cached_step(
         # The backward pass must be inside, too, since it is what averages gradients.
         with torch.enable_grad() if is_last else no_sync():
             outputs = model(**chunk)
-            # By the chain rule, this sum has the gradient of the loss. It includes the scale in every chunk, since DDP
-            # expects every forward pass to use every parameter, but only the last chunk counts it.
-            surrogate = outputs.logit_scale * (scale_grad if is_last else 0 * scale_grad)
+            # By the chain rule, this sum has the gradient of the loss. It includes scale and bias in every chunk, since DDP
+            # expects every forward pass to use every parameter, but only the last chunk counts them.
+            surrogate = sum(outputs[name] * (grad if is_last else 0 * grad) for name, grad in number_grads.items())
             for name, grad in grads.items():
                 surrogate = surrogate + (outputs[name] * grad[rows]).sum()
             surrogate.backward()

@@ -31,9 +31,17 @@ class Reading:
     peak_learning_rate: float
 
     @property
+    def guessing(self) -> float:
+        """
+        The contrastive loss of guessing: ln(N), or SigLIP's where every pair is taken for a match with the probability 1/N.
+        """
+        n, choice = self.batch_size, math.log(self.batch_size)
+        return choice + (n - 1) * math.log(n / (n - 1)) if "logit_bias" in self.log and n > 1 else choice
+
+    @property
     def loss_share(self) -> float:
-        """The contrastive loss divided by ln(N), the loss of guessing."""
-        return self.log["contrastive_loss"] / math.log(self.batch_size) if self.batch_size > 1 else 0.0
+        """The contrastive loss divided by that of guessing."""
+        return self.log["contrastive_loss"] / self.guessing if self.batch_size > 1 else 0.0
 
     @property
     def contrastive(self) -> float:
@@ -57,9 +65,10 @@ def nothing_learnt(reading: Reading) -> str | None:
     # A loss within 2 % of that of guessing shows no more than the fluctuation of the start.
     if not reading.is_warm or reading.loss_share < 0.98:
         return None
+    guessing = f"{reading.guessing:.2f}" if "logit_bias" in reading.log else f"ln({reading.batch_size})"
     cyclic = "cyclic terms that hold the embeddings together (let them begin later, `cyclic_start_ratio`); "
     return (
-        f"The contrastive loss ({reading.log['contrastive_loss']:.2f}) stays at ln({reading.batch_size}), that of "
+        f"The contrastive loss ({reading.log['contrastive_loss']:.2f}) stays at {guessing}, that of "
         f"guessing: nothing is learnt. Likely causes: {cyclic if reading.has_cyclic_terms else ''}captions that do not "
         "belong to their images (check the columns and the paths); a `learning_rate` too high, or a warm-up too short, for "
         "this model. Whether the model can learn at all shows in `cyclip train --overfit_check 64`."
@@ -85,6 +94,8 @@ def collapsed(reading: Reading) -> str | None:
 
 def scale_at_bound(reading: Reading) -> str | None:
     """`logit_scale` has risen to 100 in this run. CLIP checkpoints that start at 100 are fine."""
+    if "logit_bias" in reading.log:  # SigLIP's scale has no bound
+        return None
     # The bound is rounded to the precision of the weights, in bfloat16 to 99.
     bound = torch.tensor(MAX_LOGIT_SCALE, dtype=torch.bfloat16).exp().item()
     if reading.log["logit_scale"] < bound or reading.first_log["logit_scale"] >= bound:

@@ -15,7 +15,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, cached_file, can_return_tuple, find_adapter_config_file
 
-from .configuration_cyclip import CyCLIPConfig
+from .configuration_cyclip import CyCLIPConfig, terms_at
 from .distributed import training_process_group
 from .loss import CyCLIPLossOutput, cyclip_loss
 
@@ -162,7 +162,7 @@ class CyCLIPModel(CLIPModel):
         if model_type not in (cls.config_class.model_type, None):
             raise ValueError(
                 f"{name} is a checkpoint of type {model_type}, which {cls.__name__} does not open. transformers' AutoModel "
-                "opens it, and `modeling_cyclip.cyclic_regularisers` adds the cyclic terms to a loss of your own."
+                "opens it, and CyCLIPTrainer trains it as it is if it embeds images and texts."
             )
 
         source = "The state dict" if name is None else name
@@ -181,7 +181,7 @@ class CyCLIPModel(CLIPModel):
                 f"{source} has weights of other shapes than its configuration: {weight} is {tuple(shape)}, not "
                 f"{tuple(expected)}, and {len(mismatched) - 1} others."
             ) from None
-        _refuse_missing(source, loading_info["missing_keys"])
+        refuse_missing(source, loading_info["missing_keys"])
         # transformers would put the wrappers' names back when it saves.
         model._weight_conversions = [
             conversion for conversion in model._weight_conversions if conversion.source_patterns != [WRAPPERS]
@@ -200,7 +200,7 @@ class CyCLIPModel(CLIPModel):
             kwargs.pop(key, None)
         opened = cls.from_pretrained(base, *model_args, **kwargs)
         model = opened[0] if kwargs.get("output_loading_info") else opened
-        _refuse_missing(name, model.load_adapter(name, **options, download_kwargs=hub_arguments).missing_keys)
+        refuse_missing(name, model.load_adapter(name, **options, download_kwargs=hub_arguments).missing_keys)
         return opened
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:
@@ -371,18 +371,11 @@ class CyCLIPModel(CLIPModel):
         Returns:
             [`CyCLIPLossOutput`]
         """
-        share = self.config.cyclic_max_gradient_share
-        if share is not None:
-            # During a warm-up the bound rises with the weights. Where they are zero there is nothing to bound.
-            share = share * cyclic_weight_factor or None
         return cyclip_loss(
             image_embeds,
             text_embeds.to(image_embeds.device),
             logit_scale.to(image_embeds.device),
-            inmodal_cyclic_weight=self.config.inmodal_cyclic_weight * cyclic_weight_factor,
-            crossmodal_cyclic_weight=self.config.crossmodal_cyclic_weight * cyclic_weight_factor,
-            cyclic_reference_batch_size=self.config.cyclic_reference_batch_size,
-            cyclic_max_gradient_share=share,
+            **terms_at(self.config, cyclic_weight_factor),
             augmented_image_embeds=augmented_image_embeds,
             augmented_text_embeds=augmented_text_embeds,
             return_all_parts=return_all_parts,
@@ -424,8 +417,8 @@ def _how_to_convert(name: str | os.PathLike, file: str | os.PathLike) -> str:
     )
 
 
-def _refuse_missing(source: str | os.PathLike, missing_keys: set[str]) -> None:
+def refuse_missing(source: str | os.PathLike, missing_keys: set[str], kind: str = "CLIP model") -> None:
     if missing := sorted(missing_keys):
         raise ValueError(
-            f"{source} lacks weights of a CLIP model, which would be random: {missing[0]} and {len(missing) - 1} others."
+            f"{source} lacks weights of a {kind}, which would be random: {missing[0]} and {len(missing) - 1} others."
         )

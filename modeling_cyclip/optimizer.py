@@ -7,6 +7,8 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_parameter_names
 
+from .dual_encoder import TOWERS
+
 
 # exp(4.6052) = 100, the bound of CLIP (Radford et al., 2021, section 2.5).
 MAX_LOGIT_SCALE = math.log(100)
@@ -14,11 +16,11 @@ MAX_LOGIT_SCALE = math.log(100)
 
 def decay_parameter_names(model: nn.Module) -> list[str]:
     """
-    Names of the parameters with weight decay: weights and embeddings, but not norms, biases and `logit_scale`, as in the
-    official code. transformers' own rule decays `logit_scale`, too.
+    Names of the parameters with weight decay: weights and embeddings, but not norms, biases, `logit_scale` and `logit_bias`,
+    as in the official code. transformers' own rule decays the last two.
     """
     norms = [nn.LayerNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm]
-    return get_parameter_names(model, norms, [r"(?:^|\.)bias$", r"logit_scale$"])
+    return get_parameter_names(model, norms, [r"(?:^|\.)bias$", r"logit_(?:scale|bias)$"])
 
 
 def set_tower_learning_rates(
@@ -32,10 +34,10 @@ def set_tower_learning_rates(
         return
     own_rates = {}
     for name, parameter in model.named_parameters():
-        name = name.removeprefix("module.")
-        if vision_rate is not None and name.startswith(("vision_model.", "visual_projection.")):
+        module = name.removeprefix("module.").partition(".")[0]
+        if vision_rate is not None and module in TOWERS["vision"]:
             own_rates[parameter] = vision_rate
-        elif text_rate is not None and name.startswith(("text_model.", "text_projection.")):
+        elif text_rate is not None and module in TOWERS["text"]:
             own_rates[parameter] = text_rate
     groups = {}
     for number, group in enumerate(optimizer.param_groups):
@@ -47,7 +49,10 @@ def set_tower_learning_rates(
 
 
 class ClampLogitScale(TrainerCallback):
-    """Keeps `logit_scale` in [0, ln 100] after every optimizer step, so that the multiplier stays in [1, 100]."""
+    """
+    Keeps `logit_scale` in [0, ln 100] after every optimizer step, so that the multiplier stays in [1, 100]. That is CLIP's
+    rule. SigLIP has none, and its released models lie above: open_clip's ViT-SO400M-14-SigLIP-384 at 112.
+    """
 
     def on_optimizer_step(self, args, state, control, model, **kwargs):
         with torch.no_grad():

@@ -20,7 +20,9 @@ OF_THE_CHECKPOINT = {
     "vision_learning_rate", "vocab_size", "weight_decay",
 }  # fmt: skip
 # With another of these, the state of the model or the optimizer does not fit.
-UNCHANGEABLE = {"config_name", "freeze_text", "freeze_vision", "image_size", "model_size", "patch_size"}
+UNCHANGEABLE = {
+    "config_name", "freeze_text", "freeze_vision", "image_size", "model_size", "patch_size", "text_model", "vision_model",
+}  # fmt: skip
 # These do not change what is trained. Processes and pairs of each are compared by their product.
 WITHOUT_EFFECT = {
     "attn_implementation", "checkpoint_on_signal", "gradient_cache_chunk_size", "gradient_checkpointing", "license",
@@ -113,5 +115,6 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
     settings["training_pairs"], settings["captions"] = record["training_pairs"], record["captions"]
     # Records before version 0.1.0 lack these two, which were then always these.
     settings["cyclic_max_gradient_share"] = record.get("cyclic_max_gradient_share")
+    settings.update(record.get("cyclic_terms", {}))
     settings.setdefault("cyclic_start_ratio", 0.0)
     return settings

@@ -17,7 +17,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from .configuration_cyclip import CyclicTerms
 from .data.sampler import is_table
+from .dual_encoder import terms_of
 from .training_args import CyCLIPTrainingArguments
 
 
@@ -51,6 +53,7 @@ def run_record(
     folders, since the record may be published.
     """
     own = set(CyCLIPTrainingArguments.__annotations__) - LOGGING
+    terms = terms_of(trained_model)
     base_model = trained_model.name_or_path if model is None else getattr(model, "model_name_or_path", None)
     dataset = _source(train_dataset) if data is None else _hub_id(getattr(data, "dataset_name", None))
     return {
@@ -64,7 +67,9 @@ def run_record(
         "base_model": _hub_id(base_model),
         "dataset": dataset,
         # Not what was told, but what holds: it may be the checkpoint's.
-        "cyclic_max_gradient_share": trained_model.config.cyclic_max_gradient_share,
+        "cyclic_max_gradient_share": terms.cyclic_max_gradient_share,
+        # Those of a CyCLIPModel stand in its config.json.
+        **({"cyclic_terms": dataclasses.asdict(terms)} if isinstance(terms, CyclicTerms) else {}),
         "training_pairs": len(train_dataset) if isinstance(train_dataset, Sized) else None,
         **_images_and_captions(train_dataset),
         "captions": _caption_digest(train_dataset),

@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset
-from transformers import ProcessorMixin, Trainer, TrainerCallback
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -38,14 +38,16 @@ from .checkpoints import (
     remove_incomplete,
     rotate_checkpoints,
 )
+from .configuration_cyclip import CyclicTerms
 from .data.augment import check_area
 from .data.data_collator import CyCLIPDataCollator
 from .data.sampler import EpochSampler, make_train_sampler
 from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollator
-from .data.tokenizer import context_length
+from .data.tokenizer import context_length, padding_of
 from .distributed import training_process_group
 from .divergence import DivergenceError, FirstBadStep, first_not_finite
-from .fsdp import fit_optimizer_state, prepare_for_fsdp, whole_logit_scale, with_scalar_logit_scale
+from .dual_encoder import check_embeddings, has_sigmoid_loss, train_with_terms
+from .fsdp import fit_optimizer_state, prepare_for_fsdp, whole, with_logit_scale_of
 from .gradient_cache import cached_step
 from .health import HealthCallback, batch_statistics, caption_keys
 from .loss import cyclic_regularisers
@@ -67,20 +69,23 @@ AVERAGED = (*LOSS_PARTS, "cyclic_gradient_factor")
 
 class CyCLIPTrainer(Trainer):
     r"""
-    Trains a [`CyCLIPModel`] on image-caption pairs.
+    Trains a [`CyCLIPModel`], or another dual encoder of transformers, on image-caption pairs.
+
+    Any model trains that has `get_image_features`, `get_text_features` and `logit_scale`: its loss is CLIP's contrastive loss, or
+    SigLIP's if it has a `logit_bias`, and the cyclic terms. What is saved is a checkpoint of the model's own class.
 
     A log shows the loss and its three parts (unweighted, averaged since the last log), `logit_scale` (the multiplier), the
     learning rate and the gradient's norm at that step. Cyclic terms that the loss does not need one by one, for their weights
     are zero, or equal in a batch above 1.5 times the embeddings' dimension, are those of the last batch.
-    `cyclic_gradient_factor` is by how much `config.cyclic_max_gradient_share` lowered the cyclic weights. Of the last batch it
+    `cyclic_gradient_factor` is by how much `cyclic_max_gradient_share` lowered the cyclic weights. Of the last batch it
     shows image-to-text and text-to-image recall@1, the mean pairwise cosines of images and of captions, and the share of
     repeated captions. A warning says once if these show that the training goes wrong. `broken_images` counts the rows left
     out so far; a warning names each of them. An evaluation reports `eval_loss` and its parts, with full cyclic weights at any
     step: to compare steps, or to choose the best one, take `eval_contrastive_loss`.
 
     Args:
-        model ([`CyCLIPModel`]):
-            The model. Open any CLIP checkpoint with `CyCLIPModel.from_pretrained`.
+        model ([`~transformers.PreTrainedModel`]):
+            The model. Open a CLIP checkpoint with `CyCLIPModel.from_pretrained`, and other kinds with transformers' `AutoModel`.
         args ([`CyCLIPTrainingArguments`]):
             The arguments.
         train_dataset (`datasets.Dataset` or `torch.utils.data.Dataset`, *optional*):
@@ -88,7 +93,7 @@ class CyCLIPTrainer(Trainer):
             each epoch draws one), read by index. A table with a column `shard` is read from few shards at a time.
         eval_dataset (`datasets.Dataset`, `torch.utils.data.Dataset` or `dict`, *optional*):
             Rows of the same form. The first of several captions is used.
-        processing_class ([`~transformers.CLIPProcessor`], *optional*):
+        processing_class ([`~transformers.ProcessorMixin`], *optional*):
             Tokenizer and image processor, saved with every checkpoint.
         data_collator (`Callable`, *optional*):
             Defaults to a [`CyCLIPDataCollator`] with `processing_class`.
@@ -105,6 +110,8 @@ class CyCLIPTrainer(Trainer):
             Trains on a random part of each image, stretched to the size that the model takes: the least and the most of
             its area to keep, such as `(0.9, 1.0)`. Its aspect ratio is between 3:4 and 4:3. Seed, epoch and row decide
             which part. Second views are made of whole images, and evaluations see them.
+        cyclic_terms ([`CyclicTerms`], *optional*):
+            The cyclic terms of a model without a [`CyCLIPConfig`]. `None` takes their defaults. They are recorded in `run.json`.
         run_arguments (`dict`, *optional*):
             Dataclasses of the run's other arguments, `model` and `data`, for its record.
         kwargs (*optional*):
@@ -129,7 +136,7 @@ class CyCLIPTrainer(Trainer):
 
     def __init__(
         self,
-        model: CyCLIPModel,
+        model: PreTrainedModel,
         args: CyCLIPTrainingArguments,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
@@ -139,12 +146,14 @@ class CyCLIPTrainer(Trainer):
         extra_metrics: Callable[[nn.Module], dict[str, float]] | None = None,
         augment: Augment | None = None,
         random_resized_crop: tuple[float, float] | None = None,
+        cyclic_terms: CyclicTerms | None = None,
         run_arguments: dict[str, Any] | None = None,
         **kwargs,
     ):
         eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,)
+        processor = processing_class if data_collator is None else None
         check_trainer(
-            model, args, (train_dataset, *eval_datasets), processing_class if data_collator is None else None, kwargs
+            model, args, (train_dataset, *eval_datasets), processor, cyclic_terms, augment is not None, kwargs
         )
         if random_resized_crop is not None:
             check_area(random_resized_crop)
@@ -153,17 +162,26 @@ class CyCLIPTrainer(Trainer):
             if processing_class is None:
                 raise ValueError("Pass the model's processor as `processing_class`, or a `data_collator`.")
             max_length = context_length(processing_class.tokenizer, model.config)
-            data_collator = CyCLIPDataCollator(processing_class, max_length)
+            data_collator = CyCLIPDataCollator(processing_class, max_length, padding=padding_of(model.config))
         if isinstance(data_collator, CyCLIPDataCollator):
             data_collator.check_model(model.config)
+        has_own_loss = isinstance(model, CyCLIPModel)
+        if not has_own_loss:
+            if isinstance(data_collator, CyCLIPDataCollator):
+                check_embeddings(model, data_collator.processor, data_collator.max_length)
+            train_with_terms(model, cyclic_terms or CyclicTerms())
         # One with a `__call__` of its own gets whole images, and its batches stay as they are.
         is_plain = type(data_collator) is CyCLIPDataCollator
         self._plain_collator = replace(data_collator, normalize=False) if is_plain else None
+        # All padding is behind the end of text, to which no token before attends: the mask would change no bit. But with one,
+        # transformers looks at it on the host, and attention is not causal by itself.
+        self._drops_mask = is_plain and has_own_loss
         self.extra_metrics, self.augment, self.run_arguments = extra_metrics, augment, run_arguments or {}
         self._pending_metrics: dict[str, float] = {}
         self._attention_mask: Tensor | None = None
         if eval_dataset is None and extra_metrics is not None:
             eval_dataset = {}  # transformers refuses to evaluate without a dataset
+        clamp = [] if has_sigmoid_loss(model) else [ClampLogitScale()]
         super().__init__(
             model=model,
             args=args,
@@ -171,9 +189,10 @@ class CyCLIPTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator,
-            callbacks=[ClampLogitScale(), HealthCallback(), *(callbacks or [])],
+            callbacks=[*clamp, HealthCallback(), *(callbacks or [])],
             **kwargs,
         )
+        self._logit_scale_shape = model.logit_scale.shape
         if self.is_fsdp_enabled:
             prepare_for_fsdp(model, self.accelerator.state.fsdp_plugin)
         self._sampled_dataset = None
@@ -364,9 +383,8 @@ class CyCLIPTrainer(Trainer):
             for name in ("pixel_values", "augmented_pixel_values"):
                 if name in inputs:
                     inputs[name] = self._plain_collator.normalized(inputs[name])
-            # All padding is behind the end of text, to which no token before attends: the mask would change no bit. But with
-            # one, transformers looks at it on the host, and attention is not causal by itself.
-            self._attention_mask = inputs.pop("attention_mask")
+        if self._drops_mask:
+            self._attention_mask = inputs.pop("attention_mask", None)
             inputs.pop("augmented_attention_mask", None)
         return inputs
 
@@ -430,7 +448,9 @@ class CyCLIPTrainer(Trainer):
             if not logs.keys() >= set(CYCLIC_LOSSES):
                 terms = cyclic_regularisers(*embeds)
                 logs.update({name: term.item() for name, term in zip(CYCLIC_LOSSES, terms, strict=True)})
-            logs["logit_scale"] = whole_logit_scale(self.model).exp().item()
+            logs["logit_scale"] = whole(self.model.logit_scale).exp().item()
+            if has_sigmoid_loss(self.model):
+                logs["logit_bias"] = whole(self.model.logit_bias).item()
             logs["image_to_text_recall@1"] = image_to_text.item()
             logs["text_to_image_recall@1"] = text_to_image.item()
             logs.update(batch_statistics(*embeds, captions))
@@ -442,7 +462,7 @@ class CyCLIPTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is None:
             state_dict = self.accelerator.unwrap_model(self.model).state_dict()
-        super()._save(output_dir, with_scalar_logit_scale(state_dict))
+        super()._save(output_dir, with_logit_scale_of(self._logit_scale_shape, state_dict))
         if self.args.should_save and isinstance(self.processing_class, ProcessorMixin):
             # transformers 4 looks for this file, where 5 writes all into the processor's.
             self.processing_class.image_processor.save_pretrained(output_dir or self.args.output_dir)
@@ -552,12 +572,13 @@ class CyCLIPTrainer(Trainer):
         self._pending_metrics = {}
         return output
 
+    @torch.no_grad()
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], *args, **kwargs
     ) -> tuple[Tensor | None, None, None]:
         """The loss of the batch of all processes. Every row of the dataset counts once."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with self.compute_loss_context_manager():
             outputs = model(**inputs)
         *embeds, sample_index = self.accelerator.gather(
             (outputs.image_embeds, outputs.text_embeds, self._sample_index)
@@ -570,7 +591,8 @@ class CyCLIPTrainer(Trainer):
                 kept.append(position)
         if not kept:
             return None, None, None
-        parts = self.model.compute_loss(*(tensor[kept] for tensor in embeds), outputs.logit_scale)
+        numbers = {name: outputs[name] for name in ("logit_scale", "logit_bias") if name in outputs}
+        parts = self.model.compute_loss(*(tensor[kept] for tensor in embeds), **numbers)
         self._eval_parts.add(parts._asdict(), weight=len(kept))
         return parts.loss, None, None
 

@@ -10,7 +10,9 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
+from .configuration_cyclip import CyclicTerms
 from .data.samples import check_columns
+from .dual_encoder import check_dual_encoder, has_sigmoid_loss
 from .modeling_cyclip import CyCLIPModel
 from .training_args import CyCLIPTrainingArguments
 
@@ -20,6 +22,8 @@ def check_trainer(
     args: CyCLIPTrainingArguments,
     datasets: Iterable[Dataset | None],
     processor: Any,
+    cyclic_terms: CyclicTerms | None,
+    has_views: bool,
     options: Mapping[str, Any],
 ) -> None:
     """Refuses, before any work, what would not train or would not train what was asked for."""
@@ -28,17 +32,23 @@ def check_trainer(
             "CyCLIPTrainer was given a compiled model, whose checkpoints would have other names: pass the model itself and "
             "`torch_compile=True` in the arguments."
         )
-    if not isinstance(model, CyCLIPModel):
+    check_dual_encoder(model)
+    if isinstance(model, CyCLIPModel) and cyclic_terms is not None:
         raise ValueError(
-            f"CyCLIPTrainer trains a CyCLIPModel, got a {type(model).__name__}. Open a CLIP checkpoint with "
-            "`CyCLIPModel.from_pretrained(...)`."
+            "`cyclic_terms` are for models whose configuration has none: those of a CyCLIPModel stand in its `config`, such as "
+            "`config.inmodal_cyclic_weight`."
+        )
+    if has_views and has_sigmoid_loss(model):
+        raise ValueError(
+            f"`augment` adds an in-modal contrastive term, a softmax, and a {type(model).__name__} has the sigmoid loss: train "
+            "it without second views."
         )
     for parameter in model.parameters():
         if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
             raise ValueError(
                 f"The weights to train are in {str(parameter.dtype).removeprefix('torch.')}, in which small steps are lost "
-                "to rounding. Open the checkpoint with `CyCLIPModel.from_pretrained(..., dtype=torch.float32)`; `bf16=True` "
-                "computes in half precision all the same."
+                "to rounding. Open the checkpoint with `from_pretrained(..., dtype=torch.float32)`; `bf16=True` computes in half "
+                "precision all the same."
             )
     if isinstance(processor, PreTrainedTokenizerBase | BaseImageProcessor):
         raise ValueError(

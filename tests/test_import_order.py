@@ -15,8 +15,8 @@ LAYERS = (
      "sigmoid", "modeling_cyclip", "modeling_cyclip_resnet", "convert_state_dict", "convert"),
     ("data",),
     # The Trainer, and what it is made of.
-    ("training_args", "checkpoints", "gradient_cache", "optimizer", "fsdp", "health", "divergence",
-     "preemption", "resume", "run_record", "trainer_checks", "trainer", "build_model", "lora", "merge"),
+    ("training_args", "checkpoints", "dual_encoder", "gradient_cache", "optimizer", "fsdp", "health", "divergence",
+     "preemption", "resume", "run_record", "trainer_checks", "trainer", "towers", "build_model", "lora", "merge"),
     ("evaluation",),
     ("comparison",),
     ("hub",),

@@ -1,4 +1,4 @@
-"""Trains CLIP with cyclic consistency on image-caption pairs.
+"""Trains CLIP, or another dual encoder, with cyclic consistency on image-caption pairs.
 
 cyclip train --config cifar10
 cyclip train --model_size small --train_file pairs.csv --output_dir out
@@ -12,7 +12,7 @@ from typing import NoReturn
 import datasets
 import torch
 import transformers
-from transformers import ProgressCallback
+from transformers import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import set_seed
 
 from ..arguments import parse_with_config
@@ -45,7 +45,8 @@ from .train_checks import (
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, CyCLIPTrainingArguments]:
     """Which model, which pairs, and how to train."""
     dataclass_types = (ModelArguments, DataArguments, CyCLIPTrainingArguments)
-    return parse_with_config(dataclass_types, argv, "Train CLIP with cyclic consistency on image-caption pairs.")
+    about = "Train CLIP, or another dual encoder, with cyclic consistency on image-caption pairs."
+    return parse_with_config(dataclass_types, argv, about)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,11 +116,7 @@ def run(argv: list[str] | None = None) -> None:
         trainer.create_model_card()
 
     if trainer.is_world_process_zero():
-        print(
-            f"\nThe model is in {training_args.output_dir}. To use it:\n\n"
-            '    classify = transformers.pipeline("zero-shot-image-classification", '
-            f'model="{training_args.output_dir}")\n'
-        )
+        print(f"\nThe model is in {training_args.output_dir}. To use it:\n\n    {how_to_use(trainer)}\n")
     end_processes(trainer)
 
 
@@ -157,6 +154,7 @@ def build_trainer(
         extra_metrics=zero_shot,
         augment=SecondView(data_args.synonyms) if data_args.inmodal_contrastive else None,
         random_resized_crop=data_args.random_resized_crop,
+        cyclic_terms=None if isinstance(model, CyCLIPModel) else model_args.cyclic_terms(),
         run_arguments={"model": model_args, "data": data_args},
     )
     if not training_args.disable_tqdm:
@@ -205,7 +203,15 @@ def save_model(trainer: CyCLIPTrainer) -> None:
         ) from error
 
 
-def convert_weights(model: CyCLIPModel, dtype: str) -> None:
+def how_to_use(trainer: CyCLIPTrainer) -> str:
+    """A line of Python that opens the saved model."""
+    model, folder = trainer.model, trainer.args.output_dir
+    if isinstance(model, CyCLIPModel) or type(model.config) in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING:
+        return f'classify = transformers.pipeline("zero-shot-image-classification", model="{folder}")'
+    return f'model = transformers.AutoModel.from_pretrained("{folder}")'
+
+
+def convert_weights(model: PreTrainedModel, dtype: str) -> None:
     """Converts the weights in place, and with them what the saved configurations say of their precision."""
     dtype = getattr(torch, dtype)
     if dtype != model.dtype:

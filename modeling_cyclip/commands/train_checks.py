@@ -42,7 +42,7 @@ SITTING_OUT = 0.2
 def check_sources(model_args: ModelArguments, data_args: DataArguments) -> None:
     """Refuses what is neither here nor a name on the Hub, folders for files, and folders without images."""
     for args, names in (
-        (model_args, ("model_name_or_path", "config_name", "tokenizer_name")),
+        (model_args, ("model_name_or_path", "vision_model", "text_model", "config_name", "tokenizer_name")),
         (data_args, ("dataset_name", "eval_zero_shot")),
     ):
         for name in names:

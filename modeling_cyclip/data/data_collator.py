@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import BaseImageProcessor, CLIPConfig, ProcessorMixin
+from transformers import BaseImageProcessor, CLIPConfig, PreTrainedConfig, ProcessorMixin
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from .images import load_image
-from .tokenizer import check_tokenizer, tokenize
+from .tokenizer import CLIP_TYPES, check_tokenizer, padding_of, positions_of, tokenize
 
 
 # torch's kernels for these are Pillow's filters, vectorised: they differ by rounding, at most one of 255 levels.
@@ -30,7 +30,7 @@ class CyCLIPDataCollator:
     Tokenises the captions and processes the images, in the dataloader's workers.
 
     Args:
-        processor ([`~transformers.CLIPProcessor`]):
+        processor ([`~transformers.ProcessorMixin`]):
             The tokenizer and the image processor of the model.
         max_length (`int`, *optional*):
             The number of tokens that captions are cut to, the end-of-text token among them. Defaults to the tokenizer's
@@ -38,6 +38,9 @@ class CyCLIPDataCollator:
         normalize (`bool`, *optional*, defaults to `True`):
             Whether batches hold normalised pixels. Otherwise they hold bytes, a quarter of the memory, where the image
             processor allows it, and [`~CyCLIPDataCollator.normalized`] makes pixel values of them on the device.
+        padding (`str`, *optional*, defaults to `"longest"`):
+            Whether captions are padded to the longest of a batch, or, with `"max_length"`, all to `max_length`, as SigLIP
+            must have them.
 
     Raises:
         `ValueError`: a tokenizer without `model_max_length`, and no `max_length`.
@@ -55,6 +58,7 @@ class CyCLIPDataCollator:
     processor: ProcessorMixin
     max_length: int | None = None
     normalize: bool = True
+    padding: str = "longest"
 
     def __post_init__(self):
         if self.max_length is None:
@@ -66,16 +70,22 @@ class CyCLIPDataCollator:
                 "`processor.tokenizer.model_max_length` to the model's `config.text_config.max_position_embeddings`."
             )
 
-    def check_model(self, config: CLIPConfig) -> None:
+    def check_model(self, config: PreTrainedConfig) -> None:
         """Raises a `ValueError` where a model with this configuration cannot take the captions or the images as they come out."""
         check_tokenizer(self.processor.tokenizer, config)
-        positions = config.text_config.max_position_embeddings
+        positions = positions_of(config)
         if self.max_length > positions:
             raise ValueError(
                 f"The collator cuts captions to {self.max_length} tokens, but the model has positions for {positions} only: "
                 f"take `CyCLIPDataCollator(processor, max_length={positions})`."
             )
-        check_image_processor(self.processor.image_processor, config)
+        if self.padding != padding_of(config):
+            raise ValueError(
+                f"The collator pads captions to `{self.padding}`, and the model was trained with another padding: take "
+                f'`CyCLIPDataCollator(processor, padding="{padding_of(config)}")`.'
+            )
+        if config.model_type in CLIP_TYPES:
+            check_image_processor(self.processor.image_processor, config)
 
     @property
     def min_image_size(self) -> int | None:
@@ -98,8 +108,8 @@ class CyCLIPDataCollator:
                 bytes, or the tensor that `process_image` made) and `caption` (a string, or a list of strings of which the first is taken).
 
         Returns:
-            `dict`: `input_ids` and `attention_mask` of shape `(batch, sequence_length)`, padded to the longest caption,
-            and `pixel_values` of shape `(batch, num_channels, height, width)`.
+            `dict`: `input_ids` and, if the tokenizer gives it, `attention_mask` of shape `(batch, sequence_length)`, and
+            `pixel_values` of shape `(batch, num_channels, height, width)`.
 
         Raises:
             `ValueError`: a caption that is neither a string nor a list of strings.
@@ -107,7 +117,7 @@ class CyCLIPDataCollator:
         captions = [_first_caption(feature["caption"]) for feature in features]
         pixels = torch.stack([self._processed(feature["image"]) for feature in features])
         return {
-            **tokenize(self.processor.tokenizer, captions, self.max_length),
+            **tokenize(self.processor.tokenizer, captions, self.max_length, self.padding),
             "pixel_values": self.normalized(pixels) if self.normalize else pixels,
         }
 

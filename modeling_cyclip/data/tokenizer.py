@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPConfig, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..distributed import is_first_process
@@ -22,16 +22,47 @@ CHARACTERS_PER_TOKEN = 64
 # Shorter captions are tokenised whole, which takes milliseconds.
 LONG_CAPTION = 10_000
 
+NO_PADDING = (
+    "The tokenizer has no padding token, which captions of unequal length need in a batch: set its `pad_token`, for example to "
+    "its end-of-text token."
+)
+# The types of configuration whose text tower is CLIP's: causal, read at the end-of-text token.
+CLIP_TYPES = ("clip", "cyclip")
+# Text towers that number a caption's positions from behind the id of the padding token on.
+POSITIONS_BEHIND_PADDING = {
+    "altclip_text_model", "camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], max_length: int) -> dict[str, Tensor]:
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, captions: list[str], max_length: int, padding: str = "longest"
+) -> dict[str, Tensor]:
     """
-    `input_ids` and `attention_mask` of captions, cut to `max_length` tokens and padded to the longest one. Of a very long
-    caption the tokenizer gets only so much that these tokens stay the same.
+    `input_ids` of captions, cut to `max_length` tokens and padded to the longest one (or, with `padding="max_length"`, to
+    `max_length`), and `attention_mask`, if the tokenizer gives one: that of SigLIP does not, since its model was trained to
+    read the padding. Of a very long caption the tokenizer gets only so much that these tokens stay the same.
     """
     if max(map(len, captions)) > LONG_CAPTION:
         captions = list(_beginnings(captions, tokenizer, max_length))
-    inputs = tokenizer(captions, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
-    return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    inputs = tokenizer(captions, padding=padding, truncation=True, max_length=max_length, return_tensors="pt")
+    # The types of tokens that some give are those of a first text, which every model takes where it is told of none.
+    return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+
+
+def padding_of(config: PreTrainedConfig) -> str:
+    """
+    How captions are padded for a dual encoder with this configuration. SigLIP reads a caption at its last position, which was
+    the 64th in its training, padding or not. transformers' pipeline knows it by its name, too.
+    """
+    return "max_length" if "siglip" in config.text_config.model_type else "longest"
+
+
+def positions_of(config: PreTrainedConfig) -> int:
+    """The number of tokens that a dual encoder with this configuration has positions for."""
+    text_config = config.text_config
+    taken = text_config.pad_token_id + 1 if text_config.model_type in POSITIONS_BEHIND_PADDING else 0
+    return text_config.max_position_embeddings - taken
 
 
 def _beginnings(captions: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
@@ -43,12 +74,12 @@ def _beginnings(captions: list[str], tokenizer: PreTrainedTokenizerBase, max_len
         yield beginning.match(caption)[0]
 
 
-def context_length(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> int:
+def context_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """
     The number of tokens that captions are cut to, the end-of-text token among them: as many as both the tokenizer and the
     model take. The log says once if they differ.
     """
-    positions = config.text_config.max_position_embeddings
+    positions = positions_of(config)
     # All processes of a training come here, but the log needs it once.
     if is_first_process():
         if tokenizer.model_max_length < positions:
@@ -125,25 +156,34 @@ def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
     return len(tokenizer) <= len(set(tokenizer.all_special_ids))
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CLIPConfig) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """
-    Raises a `ValueError` where there is no vocabulary, where ids exceed the model's embeddings, or where the model would not
-    find the end-of-text token, at which it reads the text feature, at the end of every caption. A CLIP model of
-    transformers reads it at the first `eos_token_id`. But it takes the value 2 for a configuration from before that rule,
-    and reads at the highest id of the sequence instead.
+    Raises a `ValueError` where there is no vocabulary, where ids exceed the model's embeddings, where captions could not be
+    padded, or where a CLIP would not find its end-of-text token.
     """
-    text_config = config.text_config
+    if is_empty(tokenizer):
+        raise ValueError("The tokenizer has no vocabulary: take the files of the one that the model came with.")
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {config.text_config.vocab_size} only: take "
+            "the tokenizer that the checkpoint came with (leave --tokenizer_name out)."
+        )
+    if config.model_type in CLIP_TYPES:
+        _check_end_of_text(tokenizer, config.text_config)
+    elif tokenizer.pad_token_id is None:
+        raise ValueError(NO_PADDING)
+
+
+def _check_end_of_text(tokenizer: PreTrainedTokenizerBase, text_config: PreTrainedConfig) -> None:
+    """
+    Raises a `ValueError` unless the end-of-text token, at which a CLIP reads the text feature, is at the end of every caption. A
+    CLIP model of transformers reads it at the first `eos_token_id`. But it takes the value 2 for a configuration from before
+    that rule, and reads at the highest id of the sequence instead.
+    """
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has no end-of-text token, at which CLIP reads the text feature. Take a CLIP tokenizer, or leave "
             "--tokenizer_name out."
-        )
-    if is_empty(tokenizer):
-        raise ValueError("The tokenizer has no vocabulary: take the files of the one that the model came with.")
-    if len(tokenizer) > text_config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {text_config.vocab_size} only: take the "
-            "tokenizer that the checkpoint came with (leave --tokenizer_name out)."
         )
     if text_config.eos_token_id == 2:
         if tokenizer.eos_token_id != max(tokenizer.get_vocab().values()):
@@ -172,10 +212,7 @@ def _check_ends(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
             "--tokenizer_name out."
         )
     if tokenizer.pad_token_id is None:
-        raise ValueError(
-            "The tokenizer has no padding token, which captions of unequal length need in a batch: set its `pad_token`, for "
-            "example to its end-of-text token."
-        )
+        raise ValueError(NO_PADDING)
     batch = tokenizer(captions, padding="longest", **options)["input_ids"]
     if any(padded[: len(ids)] != ids for padded, ids in zip(batch, alone, strict=True)):
         raise ValueError(

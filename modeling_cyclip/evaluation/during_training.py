@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from transformers import CLIPModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from .arguments import DataArguments
 from .benchmarks import open_benchmark
@@ -30,7 +30,7 @@ class ZeroShotMetrics:
         self.batch_size = batch_size
         self.num_workers = num_workers
 
-    def __call__(self, model: CLIPModel) -> dict[str, float]:
+    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         """`zero_shot_top1` and `zero_shot_mean_per_class`, in [0, 1]."""
         state, images = PartialState(), self.data.dataset["image"]
         features, broken = image_features(

@@ -16,13 +16,14 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoProcessor, CLIPModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.columns import prompt_template
-from ..data.data_collator import check_image_processor, decoding_size, normalize, process_image
+from ..data.data_collator import decoding_size, normalize, process_image
 from ..data.images import BrokenImageError, load_pixels
-from ..data.tokenizer import check_tokenizer, context_length, tokenize
-from ..modeling_cyclip import CyCLIPModel, give_usual_permissions
+from ..data.tokenizer import context_length, padding_of, tokenize
+from ..dual_encoder import check_processor, embedding_dim, open_dual_encoder, open_processor, pooled
+from ..modeling_cyclip import give_usual_permissions
 from .arguments import EvaluationArguments
 from .content import digest
 from .evaluation_set import GENERAL_TEMPLATES, EvaluationSet, without_images
@@ -119,43 +120,38 @@ def first_captions(embedded: EmbeddedSet) -> Tensor:
     return embedded.caption_embeds[torch.searchsorted(embedded.caption_images, images)]
 
 
-def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tuple[CLIPModel, ProcessorMixin]:
+def load_checkpoint(name_or_path: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, ProcessorMixin]:
     r"""
     Opens a checkpoint for evaluation.
 
     Args:
         name_or_path (`str`):
-            Folder or Hub id of a CLIP checkpoint, ours or not.
+            Folder or Hub id of a CLIP checkpoint, ours or not, or of another dual encoder of transformers.
         dtype (`str`):
             `"fp32"` or `"bf16"`.
         device (`torch.device`):
             Where the model goes.
 
     Returns:
-        `tuple(CLIPModel, ProcessorMixin)`: the model in evaluation mode, and its processor.
+        `tuple(PreTrainedModel, ProcessorMixin)`: the model in evaluation mode, and its processor.
 
     Raises:
-        `ValueError`: nothing that can be opened, a checkpoint that is not a CLIP model, one that lacks weights, or one whose
+        `ValueError`: nothing that can be opened, a checkpoint that is no dual encoder, one that lacks weights, or one whose
         tokenizer or image processor does not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"The precision is one of {', '.join(DTYPES)}, got {dtype}.")
     try:
-        model = CyCLIPModel.from_pretrained(name_or_path, dtype=DTYPES[dtype])
+        model = open_dual_encoder(name_or_path, DTYPES[dtype])
     except OSError as error:
         raise ValueError(f"{name_or_path} is not a checkpoint that transformers can open: {error}") from error
+    processor = open_processor(name_or_path)
+    model = model.to(device).eval()
     try:
-        processor = AutoProcessor.from_pretrained(name_or_path)
-        if not isinstance(processor, ProcessorMixin):
-            raise ValueError(f"it has a {type(processor).__name__} only")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name_or_path} lacks a tokenizer or an image processor: {error}") from error
-    try:
-        check_tokenizer(processor.tokenizer, model.config)
-        check_image_processor(processor.image_processor, model.config)
+        check_processor(model, processor, context_length(processor.tokenizer, model.config))
     except ValueError as error:
         raise ValueError(f"{name_or_path}: {error}") from error
-    return model.to(device).eval(), processor
+    return model, processor
 
 
 @dataclass
@@ -169,7 +165,7 @@ class Encoder:
     before normalisation, in float32.
     """
 
-    model: CLIPModel
+    model: PreTrainedModel
     processor: ProcessorMixin
     cache_dir: Path
     batch_size: int
@@ -227,7 +223,7 @@ def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
     partial.replace(path)
 
 
-def checkpoint_fingerprint(model: CLIPModel, processor: ProcessorMixin) -> str:
+def checkpoint_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:
     """16 hexadecimal digits that change with the weights, the configuration, the processor or the precision."""
     tokenizer = processor.tokenizer
     parts = [
@@ -257,7 +253,7 @@ def images_fingerprint(dataset: Dataset) -> str:
 
 
 def image_embeddings(
-    model: CLIPModel,
+    model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence,
     batch_size: int = 64,
@@ -271,8 +267,8 @@ def image_embeddings(
     Embeddings of images, in their order.
 
     Args:
-        model ([`~transformers.CLIPModel`]):
-            Any CLIP model, on any device and in any precision. It runs in evaluation mode and is left as it was.
+        model ([`~transformers.PreTrainedModel`]):
+            Any CLIP model or other dual encoder, on any device and in any precision. It runs in evaluation mode and is left as it was.
         processor ([`~transformers.ProcessorMixin`]):
             The model's processor.
         images (`Sequence`):
@@ -302,7 +298,7 @@ def image_embeddings(
 
 
 def image_features(
-    model: CLIPModel,
+    model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence,
     batch_size: int = 64,
@@ -337,7 +333,7 @@ def image_features(
 
 
 def _encode_images(
-    model: CLIPModel,
+    model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence,
     batch_size: int,
@@ -363,7 +359,7 @@ def _first(broken: dict[int, BrokenImageError | None]) -> str:
 
 
 def text_embeddings(
-    model: CLIPModel,
+    model: PreTrainedModel,
     processor: ProcessorMixin,
     texts: Sequence[str],
     batch_size: int = 256,
@@ -376,8 +372,8 @@ def text_embeddings(
     Embeddings of texts, in their order. Equal texts are embedded once and get equal embeddings.
 
     Args:
-        model ([`~transformers.CLIPModel`]):
-            Any CLIP model.
+        model ([`~transformers.PreTrainedModel`]):
+            Any CLIP model or other dual encoder.
         processor ([`~transformers.ProcessorMixin`]):
             The model's processor.
         texts (`Sequence[str]`):
@@ -397,7 +393,7 @@ def text_embeddings(
         raise ValueError("There are no texts to embed.")
     position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     max_length = context_length(processor.tokenizer, model.config)
-    batches = _TextBatches(list(position), processor.tokenizer, max_length)
+    batches = _TextBatches(list(position), processor.tokenizer, max_length, padding_of(model.config))
     encode = model.get_text_features
     features, _ = _encode(model, encode, batches, len(position), batch_size, 0, state, progress)
     embeds = F.normalize(features, dim=-1) if normalize else features
@@ -405,7 +401,7 @@ def text_embeddings(
 
 
 def class_embeddings(
-    model: CLIPModel,
+    model: PreTrainedModel,
     processor: ProcessorMixin,
     class_names: Sequence[str],
     templates: Sequence[str] = GENERAL_TEMPLATES,
@@ -419,8 +415,8 @@ def class_embeddings(
     3.1.4).
 
     Args:
-        model ([`~transformers.CLIPModel`]):
-            Any CLIP model.
+        model ([`~transformers.PreTrainedModel`]):
+            Any CLIP model or other dual encoder.
         processor ([`~transformers.ProcessorMixin`]):
             The model's processor.
         class_names (`Sequence[str]`):
@@ -488,14 +484,15 @@ class _TextBatches:
     texts: list[str]
     tokenizer: Any
     max_length: int
+    padding: str
 
     def __getitem__(self, rows: list[int]) -> tuple[dict[str, Tensor], dict[int, BrokenImageError]]:
-        return tokenize(self.tokenizer, [self.texts[row] for row in rows], self.max_length), {}
+        return tokenize(self.tokenizer, [self.texts[row] for row in rows], self.max_length, self.padding), {}
 
 
 @torch.no_grad()
 def _encode(
-    model: CLIPModel,
+    model: PreTrainedModel,
     encode: Callable,
     batches: _ImageBatches | _TextBatches,
     num_rows: int,
@@ -516,7 +513,7 @@ def _encode(
     )
     # Every process fills its own rows of a matrix of zeros; the sum over the processes has each row exactly once. The
     # matrix is on the model's device, so that no batch waits for a copy to the host.
-    embeds = torch.zeros(num_rows, model.config.projection_dim, device=model.device)
+    embeds = torch.zeros(num_rows, embedding_dim(model.config), device=model.device)
     broken = {}
     was_training = model.training
     model.eval()
@@ -534,7 +531,7 @@ def _encode(
             own_rows = slice(rows[0], rows[-1] + 1)
             if errors:
                 own_rows = torch.tensor([row for row in rows.tolist() if row not in errors], device=embeds.device)
-            embeds[own_rows] = encode(**inputs).pooler_output
+            embeds[own_rows] = pooled(encode(**inputs)).float()
     finally:
         model.train(was_training)
     is_broken = torch.zeros(num_rows, device=model.device)

@@ -94,7 +94,7 @@ TYPED = {
     f"{GOOD} learning_rate=1e-3": "learning_rate=1e-3 stands alone; did you mean --learning_rate 1e-3?",
     f"{GOOD} --caption_column a b": "b stands alone: arguments are --ARGUMENT VALUE; --caption_column takes one value",
     "--config cifar100": "there is no recipe cifar100: give a file, or one of cc3m_rn50,",
-    DATA: "exactly one of --model_name_or_path (go on from a checkpoint), --config_name or --model_size (from scratch);",
+    DATA: "exactly one of --model_name_or_path (go on from a checkpoint), --vision_model with --text_model (two towers), --config_name or --model_size (from scratch);",
     MODEL: "exactly one of --dataset_name (Hub or folder), --train_file (csv, tsv, json, jsonl, parquet) and --train_shards",
     f"{GOOD} --dataset_name texts": "exactly one of --dataset_name (Hub or folder), --train_file (csv, tsv, json, jsonl, parquet) "
     "and --train_shards (WebDataset). Several together are a table of sources, `--train_file sources.yaml`.",

@@ -5,7 +5,6 @@ import itertools
 import logging
 import random
 import string
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,7 +67,9 @@ def test_disagreement_is_refused_with_what_to_do(tokenizer):
     with pytest.raises(ValueError, match=r"text_config\.eos_token_id"):
         check_tokenizer(tokenizer, config_with(7))
     with pytest.raises(ValueError, match="no end-of-text token"):
-        check_tokenizer(SimpleNamespace(eos_token_id=None), CLIPConfig())
+        endless = copy.deepcopy(tokenizer)
+        endless.eos_token = None
+        check_tokenizer(endless, config_with(endless.bos_token_id))
     with pytest.raises(ValueError, match="embeddings for 100 only"):
         check_tokenizer(tokenizer, config_with(tokenizer.eos_token_id, vocab_size=100))
 

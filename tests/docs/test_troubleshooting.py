@@ -19,6 +19,8 @@ FILES = [
     PACKAGE / "resume.py",
     PACKAGE / "preemption.py",
     PACKAGE / "fsdp.py",
+    PACKAGE / "dual_encoder.py",
+    PACKAGE / "towers.py",
     PACKAGE / "commands/train.py",
     PACKAGE / "commands/train_checks.py",
     PACKAGE / "data/data_collator.py",

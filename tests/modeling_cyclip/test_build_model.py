@@ -151,7 +151,7 @@ def test_what_is_no_clip_is_refused(tmp_path):
         build(config_name=str(tmp_path / "bert"))
     with pytest.raises(ValueError, match="nowhere cannot be opened"):
         build(config_name=str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="nowhere, which is no folder here, cannot be opened as a CLIP checkpoint"):
+    with pytest.raises(ValueError, match="nowhere, which is no folder here, cannot be opened as a checkpoint"):
         build(model_name_or_path=str(tmp_path / "nowhere"))
 
 
@@ -168,39 +168,55 @@ OPENERS = {
     "evaluate": lambda folder: load_checkpoint(str(folder), "fp32", torch.device("cpu")),
 }
 each_opener = pytest.mark.parametrize("opened_by", OPENERS.values(), ids=OPENERS)
+each_command = pytest.mark.parametrize("opened_by", [OPENERS["train"], OPENERS["evaluate"]], ids=["train", "evaluate"])
 
 
-@each_opener
-@pytest.mark.parametrize(
-    "model_type",
-    ["siglip", "chinese_clip", "altclip", "metaclip_2", "clipseg", "clip_vision_model", "clip_text_model", "bert"],
-)
-def test_other_kinds_of_checkpoints_are_refused_by_name(opened_by, model_type, checkpoint):
+@pytest.mark.parametrize("model_type", ["siglip", "chinese_clip", "clipseg", "clip_vision_model", "bert"])
+def test_other_kinds_of_checkpoints_do_not_open_as_a_clip(model_type, checkpoint):
     AutoConfig.for_model(model_type).save_pretrained(checkpoint)
     with pytest.raises(
-        ValueError, match=f"of type {model_type}, which CyCLIPModel does not open.*cyclic_regularisers"
+        ValueError, match=f"of type {model_type}, which CyCLIPModel does not open.*CyCLIPTrainer trains"
+    ):
+        CyCLIPModel.from_pretrained(checkpoint)
+
+
+@each_command
+@pytest.mark.parametrize("model_type", ["clip_vision_model", "clip_text_model", "bert"])
+def test_one_encoder_is_refused_by_name(opened_by, model_type, checkpoint):
+    AutoConfig.for_model(model_type).save_pretrained(checkpoint)
+    with pytest.raises(
+        ValueError, match=f"of type {model_type}, which has no get_image_features and no get_text_feat"
     ):
         opened_by(checkpoint)
 
 
-@each_opener
-def test_two_encoders_of_other_kinds_do_not_become_a_random_clip(opened_by, processor, tmp_path):
+@each_command
+@pytest.mark.parametrize("model_type", ["siglip", "chinese_clip", "altclip", "metaclip_2", "clipseg"])
+def test_the_configuration_of_another_kind_is_refused(opened_by, model_type, checkpoint):
+    AutoConfig.for_model(model_type).save_pretrained(checkpoint)
+    with pytest.raises(
+        ValueError, match=r"has weights of other shapes than its configuration: its config\.json is of ano"
+    ):
+        opened_by(checkpoint)
+
+
+def test_two_encoders_of_other_kinds_do_not_become_a_random_clip(processor, tmp_path):
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     configs = ViTConfig(**tower, image_size=16, patch_size=8), BertConfig(**tower, vocab_size=50)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(*configs)
     VisionTextDualEncoderModel(config).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="of type vision-text-dual-encoder, which CyCLIPModel does not open"):
-        opened_by(tmp_path)
+        CyCLIPModel.from_pretrained(tmp_path)
 
 
 def test_the_command_refuses_in_one_line(checkpoint, tmp_path):
-    AutoConfig.for_model("siglip").save_pretrained(checkpoint)
+    AutoConfig.for_model("bert").save_pretrained(checkpoint)
     for colour in ("red", "blue"):
         coloured_image(colour).save(tmp_path / f"{colour}.png")
     (tmp_path / "pairs.csv").write_text("image,caption\nred.png,red\nblue.png,blue\n")
     arguments = ["--model_name_or_path", checkpoint, "--train_file", tmp_path / "pairs.csv", "--output_dir", tmp_path]
-    with pytest.raises(SystemExit, match=r"^error: \S+ is a checkpoint of type siglip, [^\n]*$"):
+    with pytest.raises(SystemExit, match=r"^error: \S+ is a checkpoint of type bert, [^\n]*$"):
         train.run([*map(str, arguments), "--log_level", "warning"])
 
 

@@ -1,0 +1,86 @@
+"""A dual encoder of two pretrained towers: for locked-image tuning (LiT; Zhai et al., 2022), or for texts in other languages."""
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    VisionTextDualEncoderProcessor,
+)
+from transformers.utils import logging
+
+from .dual_encoder import open_whole
+
+
+logger = logging.get_logger(__name__)
+
+READS = {"vision": "pixel_values", "text": "input_ids"}
+
+
+def pair_towers(
+    vision_name: str, text_name: str, frozen: tuple[str, ...] = ()
+) -> tuple[VisionTextDualEncoderModel, VisionTextDualEncoderProcessor]:
+    r"""
+    Makes a [`~transformers.VisionTextDualEncoderModel`] of two towers. Its projections are new, and so is `logit_scale`.
+
+    Args:
+        vision_name (`str`):
+            A folder or a name on the Hub with a vision model, or a dual encoder whose vision tower is meant.
+        text_name (`str`):
+            A folder or a name on the Hub with a text model that has a pooled output, such as BERT and XLM-R, or a dual encoder.
+        frozen (`tuple[str]`, *optional*):
+            Those of the towers `vision` and `text` that will not be trained, and so need all of their weights.
+
+    Returns:
+        `tuple(VisionTextDualEncoderModel, VisionTextDualEncoderProcessor)`: the model in float32, and its processor.
+
+    Raises:
+        `ValueError`: what cannot be opened, no tower of its kind, a frozen tower that lacks weights, or one that the dual encoder
+        of transformers does not take.
+    """
+    towers = {
+        "vision": _open_tower("vision", vision_name, "vision" in frozen),
+        "text": _open_tower("text", text_name, "text" in frozen),
+    }
+    image_processor = _open("vision", vision_name, AutoImageProcessor.from_pretrained, "image processor")
+    tokenizer = _open("text", text_name, AutoTokenizer.from_pretrained, "tokenizer")
+    try:
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(*(tower.config for tower in towers.values()))
+        model = VisionTextDualEncoderModel(config, towers["vision"], towers["text"])
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"transformers makes no dual encoder of a {' and a '.join(type(tower).__name__ for tower in towers.values())}: {error}"
+        ) from error
+    return model, VisionTextDualEncoderProcessor(image_processor, tokenizer)
+
+
+def _open_tower(kind: str, name: str, is_frozen: bool) -> PreTrainedModel:
+    model, loading_info = _open(kind, name, lambda name: open_whole(AutoModel, name, torch.float32), "model")
+    prefix = ""
+    if hasattr(model, "get_image_features"):  # a dual encoder itself
+        model, prefix = model.get_submodule(f"{kind}_model"), f"{kind}_model."
+    if model.main_input_name != READS[kind]:
+        raise ValueError(
+            f"--{kind}_model {name} is a {type(model).__name__}, which reads {model.main_input_name} and not {READS[kind]}."
+        )
+    if missing := sorted(key for key in loading_info["missing_keys"] if key.startswith(prefix)):
+        what = f"--{kind}_model {name} lacks {missing[0]} and {len(missing) - 1} others of its weights"
+        if is_frozen:
+            raise ValueError(
+                f"{what}, which would stay random: leave out --freeze_{kind}, or take another checkpoint."
+            )
+        logger.warning(f"{what}: they begin at random.")
+    return model
+
+
+def _open(kind: str, name: str, opener: Any, what: str) -> Any:
+    try:
+        return opener(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--{kind}_model {name}: its {what} cannot be opened: {reason}") from error
