@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification
 
-from .configuration_cyclip import CyCLIPConfig
+from .configuration_cyclip import CyclicTerms, CyCLIPConfig
 from .configuration_cyclip_resnet import CyCLIPResNetConfig, CyCLIPResNetVisionConfig
 from .data.data_collator import CyCLIPDataCollator
 from .loss import CyCLIPLossOutput, cyclic_regularisers, cyclip_loss
@@ -31,6 +31,7 @@ __all__ = [
     "CyCLIPResNetVisionModel",
     "CyCLIPTrainer",
     "CyCLIPTrainingArguments",
+    "CyclicTerms",
     "cyclic_regularisers",
     "cyclip_loss",
     "sigmoid_loss",

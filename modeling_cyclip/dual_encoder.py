@@ -29,8 +29,9 @@ from .modeling_cyclip import CyCLIPModel, CyCLIPOutput, refuse_missing
 # What a tower and its projection are called in every dual encoder of transformers. SigLIP has its projections in the towers.
 TOWERS = {"vision": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 
-# How far the embedding of a caption alone may lie from that in a batch, in steps of the precision but at least so much.
-ROUNDING_STEPS, ROUNDING = 8, 1e-3
+# How far the embedding of a caption alone may lie from that in a batch: as a share of its distance from another caption's, and in
+# steps of the precision. Padding that is read moves it as far as other words do, whatever the scale of a model's distances.
+SHARE, ROUNDING_STEPS = 0.01, 8
 
 
 @dataclass
@@ -285,13 +286,14 @@ def check_embeddings(model: PreTrainedModel, processor: ProcessorMixin, max_leng
             f"{name} gives images {image.shape[1]} features and texts {together.shape[1]}: they share no space."
         )
     short, long = F.normalize(together, dim=-1)
-    if (short - F.normalize(alone, dim=-1)[0]).norm() > max(ROUNDING, ROUNDING_STEPS * torch.finfo(model.dtype).eps):
+    distance, moved = (short - long).norm(), (short - F.normalize(alone, dim=-1)[0]).norm()
+    if moved > SHARE * distance + ROUNDING_STEPS * torch.finfo(model.dtype).eps:
         raise ValueError(
             f"{name} gives a caption another embedding beside a longer one than alone: it does not read past the padding of "
             "this tokenizer. Take the tokenizer that the text tower came with, and check its `padding_side` and its "
             "`model_input_names`, which should have `attention_mask`."
         )
-    if (short - long).norm() < torch.finfo(torch.float32).eps:
+    if distance < torch.finfo(torch.float32).eps:
         raise ValueError(
             f"{name} gives all captions one embedding: it looks for a token with which this tokenizer ends no text. Take the "
             "tokenizer that the text tower came with."

@@ -34,10 +34,12 @@ from transformers import (
 from tests.conftest import COLOURS
 
 
-WORDS = sorted({*COLOURS, "a", "number", "of", "photo", "picture", "shade", "square", *map(str, range(10))})
+WORDS = sorted({*COLOURS, "a", "number", "of", "photo", "picture", "shade", "square", *map(str, range(40))})
 POSITIONS = 16
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**TOWER, "image_size": 16, "patch_size": 8}
+# BERT's would draw other masks for chunks of a batch than for all of it.
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 # The ids of the special tokens as the published tokenizers have them.
 BERT = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
 ROBERTA = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -67,9 +69,10 @@ def text_config(tokenizer, **values) -> dict:
 
 
 def siglip() -> tuple[PreTrainedModel, ProcessorMixin]:
-    # As published: lower case, no mask, and a bias and a scale that the paper starts at.
-    tokenizer = word_tokenizer(SIGLIP, "$A </s>", model_input_names=["input_ids"])
-    text = text_config(tokenizer, projection_size=16, pad_token_id=0, eos_token_id=1)
+    # As published: 64 positions and no mask. Scale and bias are those that the paper starts at.
+    tokenizer = word_tokenizer(SIGLIP, "$A </s>", model_input_names=["input_ids"], model_max_length=64)
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    text = text_config(tokenizer, projection_size=16, max_position_embeddings=64, **special)
     model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
     with torch.no_grad():
         model.logit_scale.fill_(2.3)
@@ -79,7 +82,9 @@ def siglip() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 def vit_and_bert() -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = bert_tokenizer()
-    configs = ViTConfig(**VISION), BertConfig(**text_config(tokenizer))
+    # Not so small that all embeddings are alike.
+    spread = {"initializer_range": 0.2}
+    configs = ViTConfig(**VISION, **spread), BertConfig(**text_config(tokenizer, **NO_DROPOUT, **spread))
     config = VisionTextDualEncoderConfig.from_vision_text_configs(*configs, projection_dim=12)
     image_processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
     return VisionTextDualEncoderModel(config), VisionTextDualEncoderProcessor(image_processor, tokenizer)
@@ -87,14 +92,16 @@ def vit_and_bert() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 def chinese_clip() -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = bert_tokenizer()
-    config = ChineseCLIPConfig(text_config=text_config(tokenizer), vision_config=VISION, projection_dim=12)
+    text = text_config(tokenizer, **NO_DROPOUT)
+    config = ChineseCLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)
     image_processor = ChineseCLIPImageProcessorPil(size={"height": 16, "width": 16}, crop_size=16)
     return ChineseCLIPModel(config), ChineseCLIPProcessor(image_processor, tokenizer)
 
 
 def altclip() -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = roberta_tokenizer()
-    text = text_config(tokenizer, max_position_embeddings=POSITIONS + 2, pad_token_id=1, project_dim=14)
+    positions = {"max_position_embeddings": POSITIONS + 2, "pad_token_id": 1}
+    text = text_config(tokenizer, project_dim=14, **positions, **NO_DROPOUT)
     config = AltCLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)
     return AltCLIPModel(config), AltCLIPProcessor(_clip_images(), tokenizer)
 

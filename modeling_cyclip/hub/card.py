@@ -13,9 +13,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import is_matplotlib_available
 
 from ..comparison.report import answer
+from ..data.tokenizer import CLIP_TYPES, padding_of, positions_of
+from ..dual_encoder import embedding_dim
 from ..evaluation.report import in_markdown, in_words
 from ..package_files import package_file
 from ..run_record import RUN_RECORD
@@ -143,6 +147,9 @@ def make_card(
         for name in ("config.json", RUN_RECORD, "trainer_state.json", "eval_results.json")
     )
     run, comparison = without_folders(run), without_folders(comparison)
+    other = None if config["model_type"] in CLIP_TYPES else _describe_other(output_dir, config["architectures"][0])
+    # Where the configuration is not ours, the run's record has the terms.
+    config |= run.get("cyclic_terms", {})
     datasets, base_model = datasets or run.get("dataset"), base_model or run.get("base_model")
     # Any model finds the right class among the first ten of ten.
     figures = [figure for figure in figures if figure.chance != 1]
@@ -161,7 +168,7 @@ def make_card(
         pipeline_tag="zero-shot-image-classification",
         base_model=base_model,
         datasets=datasets,
-        tags=["clip", "cyclip", "contrastive-learning", *_listed(tags)],
+        tags=["clip" if other is None else config["model_type"], "cyclip", "contrastive-learning", *_listed(tags)],
         widget=WIDGET,
         model_name=name if shown else None,
         eval_results=eval_results(shown) or None,
@@ -175,7 +182,8 @@ def make_card(
         quoted_id=shlex.quote(model_id),
         config=config,
         is_resnet=_is_resnet(config),
-        architecture=_describe_architecture(config),
+        other=other,
+        architecture=_describe_architecture(config) if other is None else other["architecture"],
         objective=OBJECTIVES[inmodal != 0, crossmodal != 0],
         inmodal=inmodal,
         crossmodal=crossmodal,
@@ -193,6 +201,22 @@ def make_card(
         comparison=comparison,
         answer=None if comparison is None else answer(comparison),
     )
+
+
+def _describe_other(output_dir: Path, name: str) -> dict[str, Any]:
+    """What the card says of a dual encoder that is no CLIP of ours. Its config.json leaves out what is the class's default."""
+    config = AutoConfig.from_pretrained(output_dir)
+    vision, text = config.vision_config, config.text_config
+    return {
+        "class": name,
+        "architecture": f"A {name} of transformers, with a vision tower of type {vision.model_type} and a text tower of type "
+        f"{text.model_type}",
+        "tokens": positions_of(config),
+        "dim": embedding_dim(config),
+        "is_sigmoid": "siglip" in config.model_type,
+        "has_pipeline": config.model_type in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        "padding": padding_of(config),
+    }
 
 
 def _is_resnet(config: dict[str, Any]) -> bool:
@@ -216,6 +240,11 @@ def _describe_start(run: dict[str, Any], base_model: str | None) -> str | None:
         base = f"[{in_markdown(base_model)}](https://huggingface.co/{base_model})"
     elif model.get("model_name_or_path"):
         base = f"the checkpoint {in_markdown(model['model_name_or_path'])}"
+    elif model.get("vision_model"):
+        names = [in_markdown(model[f"{tower}_model"]) for tower in ("vision", "text")]
+        frozen = [tower for tower in ("vision", "text") if model.get(f"freeze_{tower}")]
+        kept = f" The {frozen[0]} tower stayed as it was." if frozen else ""
+        return f"It was made of the vision tower of {names[0]} and the text tower of {names[1]}, with new projections.{kept}"
     elif model:
         return "It was trained from random weights."
     else:

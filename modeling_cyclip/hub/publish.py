@@ -53,7 +53,8 @@ from .results import Evaluation, eval_result_entries, eval_results
 # in the folder stay there.
 PUBLISHED = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
-    "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", RUN_RECORD,
+    "tokenizer*.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+    "special_tokens_map.json", "added_tokens.json", RUN_RECORD,
     "trainer_state.json", "*_results.json", CURVE, "runs/**/events.out.tfevents.*",
 )  # fmt: skip
 # These are as large as a vocabulary, whose tokens may look like paths, and hold nothing else.
