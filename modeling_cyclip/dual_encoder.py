@@ -153,6 +153,10 @@ def train_with_terms(model: PreTrainedModel, terms: CyclicTerms) -> None:
     Gives this one model the forward pass and the loss that a [`CyCLIPModel`] has, so that both train in the same way. Its
     class, its weights and what it saves stay its own.
     """
+    for name, parameter in model.named_parameters():
+        # DINOv2's stands for masked patches, of which there are none here. DDP would wait for its gradient.
+        if name.endswith("mask_token"):
+            parameter.requires_grad_(False)
     model.cyclic_terms = terms
     model.forward, model.compute_loss = MethodType(_forward, model), MethodType(_compute_loss, model)
     # A contrastive loss is not a sum over samples, so the Trainer must not rescale it by their number.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_MAPPING,
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
@@ -49,13 +50,17 @@ def pair_towers(
     }
     image_processor = _open("vision", vision_name, AutoImageProcessor.from_pretrained, "image processor")
     tokenizer = _open("text", text_name, AutoTokenizer.from_pretrained, "tokenizer")
+    configs = [tower.config for tower in towers.values()]
+    if not hasattr(configs[0], "hidden_size") and hasattr(configs[0], "hidden_sizes"):
+        # ConvNext names the widths of its stages. The last one is that of its pooled output, which the dual encoder asks for.
+        configs[0].hidden_size = configs[0].hidden_sizes[-1]
     try:
-        config = VisionTextDualEncoderConfig.from_vision_text_configs(*(tower.config for tower in towers.values()))
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(*configs)
         model = VisionTextDualEncoderModel(config, towers["vision"], towers["text"])
     except (AttributeError, ValueError) as error:
-        raise ValueError(
-            f"transformers makes no dual encoder of a {' and a '.join(type(tower).__name__ for tower in towers.values())}: {error}"
-        ) from error
+        names = " and a ".join(type(tower).__name__ for tower in towers.values())
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"transformers makes no dual encoder of a {names}: {reason}") from error
     return model, VisionTextDualEncoderProcessor(image_processor, tokenizer)
 
 
@@ -67,6 +72,11 @@ def _open_tower(kind: str, name: str, is_frozen: bool) -> PreTrainedModel:
     if model.main_input_name != READS[kind]:
         raise ValueError(
             f"--{kind}_model {name} is a {type(model).__name__}, which reads {model.main_input_name} and not {READS[kind]}."
+        )
+    if type(model.config) not in MODEL_MAPPING:
+        raise ValueError(
+            f"--{kind}_model {name} has a {type(model).__name__}, which transformers' AutoModel does not open by itself, and so not "
+            "within a dual encoder: take another tower."
         )
     if missing := sorted(key for key in loading_info["missing_keys"] if key.startswith(prefix)):
         what = f"--{kind}_model {name} lacks {missing[0]} and {len(missing) - 1} others of its weights"
