@@ -1,0 +1,66 @@
+"""benchmarks/train_at_once.py takes the steps that `cyclip train` takes."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from modeling_cyclip.commands import train
+from modeling_cyclip.comparison.runs import ComparisonArguments, plan_runs
+from modeling_cyclip.data.shapes import write_shapes
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ARMS = {
+    "CLIP": {"inmodal_cyclic_weight": 0.0, "crossmodal_cyclic_weight": 0.0},
+    "bounded": {"inmodal_cyclic_weight": 0.5, "crossmodal_cyclic_weight": 0.25, "cyclic_max_gradient_share": 0.2},
+    "as published": {"cyclic_start_ratio": 0.0, "cyclic_warmup_ratio": 0.0, "cyclic_max_gradient_share": "inf"},
+    "views": {"inmodal_contrastive": True},
+}
+LOGGED = ("loss", "contrastive_loss", "learning_rate", "logit_scale", "image_cosine", "epoch")
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    write_shapes(tmp_path / "data", num_train=64, num_test=6)
+    recipe = {
+        "dataset_name": str(tmp_path / "data/train"), "caption_column": "captions", "model_size": "pico", "vocab_size": 600,
+        "per_device_train_batch_size": 16, "max_steps": 6, "logging_steps": 2, "warmup_steps": 2, "save_strategy": "no",
+        "use_cpu": True, "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = {
+        "recipe": str(tmp_path / "recipe.yaml"),
+        "arms": ARMS,
+        "seeds": [3],
+        "evaluations": {"shapes": {"dataset": "x"}},
+    }
+    return arguments
+
+
+def logs(run):
+    return [log for log in run.log_history() if "loss" in log]
+
+
+def test_losses_are_those_of_cyclip_train(comparison, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import train_at_once
+
+    side_by_side = {**comparison, "output_dir": str(tmp_path / "side_by_side")}
+    (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(side_by_side, sort_keys=False))
+    monkeypatch.setattr(sys, "argv", ["train_at_once.py", str(tmp_path / "comparison.yaml")])
+    train_at_once.main()
+
+    alone = plan_runs(ComparisonArguments(**comparison, output_dir=str(tmp_path / "alone")))
+    for run, other in zip(alone, plan_runs(ComparisonArguments(**side_by_side)), strict=True):
+        train.main(list(run.argv))
+        assert other.cost() is not None
+        assert len(logs(run)) == len(logs(other)) == 3
+        for expected, log in zip(logs(run), logs(other), strict=True):
+            for name in LOGGED:
+                assert math.isclose(log[name], expected[name], rel_tol=1e-4), (run.arm, name, log, expected)
+        record, of_other = (json.loads((one.folder / "run.json").read_text()) for one in (run, other))
+        assert record == of_other
