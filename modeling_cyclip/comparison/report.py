@@ -26,7 +26,8 @@ def write_report(output_dir: Path, results: dict, pictures: Sequence[tuple[str, 
     ]
     for evaluation, tasks in results["results"].items():
         parts += [f"## {in_markdown(evaluation)}", _figures_table(tasks)]
-    parts += ["## Cost", _cost_table(results["cost"])]
+    if any(value is not None for costs in results["cost"].values() for cost in costs for value in cost.values()):
+        parts += ["## Cost", _cost_table(results["cost"])]
     for caption, path in pictures:
         png = path.relative_to(output_dir)
         caption = in_markdown(caption)
@@ -91,7 +92,7 @@ def _how(results: dict) -> str:
         *([f"- swept: {_arguments(results['swept'])}"] if results["swept"] else []),
         *(f"- {in_markdown(name)}: {_arguments(arguments)}" for name, arguments in results["evaluations"].items()),
         f"- seeds {seeds}, each with the same initial weights, order of data and captions for every arm",
-        f"- {results['hardware']}; {versions}; commit {results['commit']}",
+        f"- {results['hardware']}; {versions}" + (f"; commit {results['commit']}" if results["commit"] else ""),
         "",
         "Means over seeds, with their standard deviation. Shares are in percent. The interval over test items is a paired "
         "bootstrap and holds for these very models; the one over seeds is Student's and speaks of models trained again.",

@@ -14,6 +14,13 @@ from modeling_cyclip.comparison import plots
 from modeling_cyclip.comparison.report import answer_table, main_figures, swept_curves, write_report
 
 
+COST_UNKNOWN = dict.fromkeys(("seconds", "cpu_seconds", "peak_memory", "gpu_memory"))
+TOLD = {
+    "hardware": "CPU", "environment": {}, "commit": None, "command": "cyclip compare", "recipe": "r.yaml", "overrides": {},
+    "swept": {}, "seeds": [0], "notes": [], "health": {},
+}  # fmt: skip
+
+
 def entry(*seeds: float, difference: dict | None = None) -> dict:
     figure = {"seeds": list(seeds), "mean": sum(seeds) / len(seeds), "std": 0.01, "items": 100}
     return figure if difference is None else {**figure, "difference": difference}
@@ -125,18 +132,24 @@ def test_names_stand_in_the_report_as_they_are(results, tmp_path):
     results = json.loads(
         said.replace("emoji", data).replace("blob", "a|_b_ [test]").replace("lower for", f"{arm} for")
     )
-    where = {"hardware": "CPU", "environment": {}, "commit": "", "command": "cyclip compare", "recipe": "r.yaml"}
-    told = {"overrides": {}, "swept": {}, "seeds": [0], "notes": [], "evaluations": {data: {}}}
-    cost = {arm: [dict.fromkeys(("seconds", "cpu_seconds", "peak_memory", "gpu_memory"))]}
     health = {arm: [f"{arm}, seed 0: set `cyclic_warmup_ratio`."]}
-    answer = write_report(tmp_path, {**results, **where, **told, "cost": cost, "health": health}, [])
+    cost = {arm: [{**COST_UNKNOWN, "seconds": 90}]}
+    told = {**TOLD, "evaluations": {data: {}}, "cost": cost, "health": health}
+    answer = write_report(tmp_path, {**results, **told}, [])
     report = (tmp_path / "report.md").read_text()
     shown = r"a\|b \`c\` \<i\> \*d\*"
     for part in (
         f"# {shown} against CLIP", f"- {shown}: as below", r"## emoji [x\](http://elsewhere)", f"| | CLIP | {shown} |",
         rf"| emoji [x\](http://elsewhere), a\|\_b\_ [test] top1 | {shown} | 26.00", f"| {shown} for these models",
-        f"| {shown} | – | – |", f"> {shown}, seed 0: set `cyclic_warmup_ratio`.",
+        f"| {shown} | 1.50 | – |", f"> {shown}, seed 0: set `cyclic_warmup_ratio`.",
     ):  # fmt: skip
         assert part in report
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in answer.splitlines() if line.startswith("|")]
     assert set(cells) == {8}
+
+
+def test_what_nobody_knows_is_left_out(results, tmp_path):
+    write_report(tmp_path, {**results, **TOLD, "evaluations": {"emoji": {}}, "cost": {"CLIP": [COST_UNKNOWN]}}, [])
+    report = (tmp_path / "report.md").read_text()
+    assert "Cost" not in report
+    assert "commit" not in report
