@@ -11,6 +11,8 @@ registry) and writes into the folder:
 - `train`: four styles to train on. A caption is the name and a random part of the keywords; several drawings of it lie in a
   list. Flags and symbols are left out here and in the tests, since their pictures do not tell their names.
 - `fluent_flat`, `noto_v1_blob`, `openmoji_black`: three other styles to test on, with the name as the label.
+- `drawings` and `drawings_test`: half of the line drawings of openmoji_black with captions, to tune a trained model on, and the
+  other half with the name as the label.
 """
 
 import argparse
@@ -227,6 +229,11 @@ def training_and_test_sets(styles: DatasetDict) -> dict[str, Dataset]:
     for style in TEST_STYLES:
         labelled = styles[style].rename_column("name", "label").cast_column("label", names)
         sets[style] = labelled.select_columns(["image", "label", "group"])
+    drawings = styles["openmoji_black"]
+    halves = range(0, len(drawings), 2), range(1, len(drawings), 2)
+    tuned_on = drawings.select(halves[0]).map(captions, input_columns=["name", "keywords", "codepoint", "vendor"])
+    sets["drawings"] = tuned_on.select_columns(["image", "captions"])
+    sets["drawings_test"] = sets["openmoji_black"].select(halves[1])
     return sets
 
 
@@ -246,7 +253,8 @@ def main():
 
     for name, dataset in training_and_test_sets(styles).items():
         (args.target / name).mkdir(exist_ok=True)
-        dataset.to_parquet(args.target / name / f"{'train' if name == 'train' else 'test'}.parquet")
+        split = "train" if "captions" in dataset.column_names else "test"
+        dataset.to_parquet(args.target / name / f"{split}.parquet")
         print(f"{name}: {len(dataset)} images")
 
 
