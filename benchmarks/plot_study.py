@@ -1,13 +1,14 @@
-"""Draws accuracy against consistency, an arm of `cyclip compare` a point, one panel a report, and tabulates both.
+"""Draws what arms of `cyclip compare` gain over the first one in accuracy and consistency, one panel a report, and tabulates it.
 
     python benchmarks/plot_study.py picture.png benchmarks/results/study_shapes benchmarks/results/study_emoji_256
 
-Small marks are seeds, large ones their means. The table has the differences to the first arm, and to the arm without modality means
-where there is one, with 95 % intervals over seeds (Student's t).
+Intervals are those of 95 % over seeds (Student's t). The table has the differences to the arm without modality means, too, where
+there is one.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,15 @@ from modeling_cyclip.comparison.plots import COLOURS, MARKERS
 from modeling_cyclip.evaluation.plots import save
 
 
-def points(by_seed: list[float], other: list[float]) -> str:
-    """The difference in points, with the half of its interval where there is one."""
+COLUMNS = 3
+# Points below the first arm from which on an arm is named in a corner, so that the others stay apart.
+FAR = 20
+
+
+def compared(by_seed: list[float], other: list[float]) -> tuple[float, float]:
+    """A difference in points, and the half of its interval, which is 0 with a single seed."""
     differs = difference([100 * figure for figure in by_seed], [100 * figure for figure in other])
-    return f"{differs.value:+.2f}" + (f" ± {differs.seeds[1] - differs.value:.2f}" if differs.seeds else "")
+    return differs.value, differs.seeds[1] - differs.value if differs.seeds else 0.0
 
 
 def read(report: Path) -> tuple[str, dict[str, list[float]], dict[str, list[float]]]:
@@ -52,25 +58,41 @@ def main() -> None:
         arm: {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
         for index, arm in enumerate(dict.fromkeys(arm for _, accuracy, _ in reports for arm in accuracy))
     }
-    figure = Figure(figsize=(3.6 * len(reports), 3.6), layout="constrained")
+    rows = math.ceil(len(reports) / COLUMNS)
+    figure = Figure(figsize=(3.8 * min(len(reports), COLUMNS), 3.6 * rows), layout="constrained")
     handles = {}
-    panels = figure.subplots(1, len(reports), squeeze=False)[0]
-    for axes, (title, accuracy, consistency) in zip(panels, reports, strict=True):
-        first, *_ = accuracy
+    panels = figure.subplots(rows, min(len(reports), COLUMNS), squeeze=False).ravel()
+    for axes in panels[len(reports) :]:
+        axes.set_axis_off()
+    for axes, (title, accuracy, consistency) in zip(panels, reports, strict=False):
+        first, *others = accuracy
         means_removed = next((arm for arm in accuracy if arm.endswith("means removed")), None)
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        far = []
         for arm in accuracy:
             x, y = (100 * np.mean(figures[arm]) for figures in (accuracy, consistency))
-            compared = ((accuracy, first), (consistency, first), (consistency, means_removed))
-            told = [
-                "" if other in (None, arm) else points(figures[arm], figures[other]) for figures, other in compared
+            differences = [
+                None if other in (None, arm) else compared(figures[arm], figures[other])
+                for figures, other in ((accuracy, first), (consistency, first), (consistency, means_removed))
             ]
-            for seed in zip(accuracy[arm], consistency[arm], strict=True):
-                axes.plot(*(100 * np.array(seed)), **styles[arm], alpha=0.35, markersize=4)
-            (handles[arm],) = axes.plot(x, y, **styles[arm], markersize=8)
+            told = [
+                "" if pair is None else f"{pair[0]:+.2f}" + f" ± {pair[1]:.2f}" * (pair[1] > 0) for pair in differences
+            ]
             print(f"| {title} | {arm} | {x:.2f} | {told[0]} | {y:.2f} | {told[1]} | {told[2]} |")
-        axes.set(title=title, xlabel="zero-shot top-1 (%)", ylabel="consistency at k=1 (%)")
-        for limit, figures in ((axes.set_xlim, accuracy), (axes.set_ylim, consistency)):
-            limit(0, 108 * max(map(max, figures.values())))
+            if arm not in others:
+                continue
+            (gained, half), (consistent, other_half) = differences[:2]
+            place = (gained, consistent) if min(gained, consistent) > -FAR else (math.nan, math.nan)
+            handles[arm] = axes.errorbar(*place, other_half, half, **styles[arm], markersize=8, capsize=3)
+            if math.isnan(place[0]):
+                far.append(f"{arm}: {gained:+.0f}, {consistent:+.0f}")
+        axes.set(
+            title=title, xlabel=f"zero-shot top-1, points over {first}", ylabel=f"consistency, points over {first}"
+        )
+        if far:
+            box = {"facecolor": "white", "edgecolor": "0.8", "linewidth": 0.6}
+            axes.text(0.97, 0.04, "\n".join(far), transform=axes.transAxes, fontsize=8, ha="right", bbox=box)
         axes.title.set_fontsize(10)
         axes.grid(alpha=0.25, linewidth=0.6)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)

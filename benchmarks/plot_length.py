@@ -1,0 +1,69 @@
+"""Draws accuracy and consistency against the length of the training, from a sweep over epochs and one longer comparison.
+
+    python benchmarks/plot_length.py picture.png benchmarks/results/study_length benchmarks/results/study_emoji_256 160
+
+Points are means over seeds, bars 95 % intervals (Student's t) over them.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import t
+
+from modeling_cyclip.comparison.plots import COLOURS, MARKERS
+from modeling_cyclip.evaluation.plots import save
+
+
+FIGURES = {"zero-shot top-1 (%)": ("zero_shot", "top1"), "consistency at k=1 (%)": ("consistency", "k=1")}
+
+
+def read(report: Path) -> dict[str, dict[str, list[float]]]:
+    """By label of an axis and arm, the first evaluation's figures of all seeds, in percent."""
+    results = json.loads((report / "results.json").read_text())["results"]
+    tasks = next(iter(results.values()))
+    return {
+        label: {arm: [100 * one for one in entry["seeds"]] for arm, entry in tasks[task][name].items()}
+        for label, (task, name) in FIGURES.items()
+    }
+
+
+def half_interval(by_seed: list[float]) -> float:
+    return float(t.ppf(0.975, len(by_seed) - 1)) * np.std(by_seed, ddof=1) / math.sqrt(len(by_seed))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", type=Path, help="PNG to write, with an SVG beside it.")
+    parser.add_argument("sweep", type=Path, help="Report of a comparison that sweeps num_train_epochs.")
+    parser.add_argument("longest", type=Path, help="Report of the same arms trained for longer.")
+    parser.add_argument("epochs", type=int, help="The epochs of the longer ones.")
+    args = parser.parse_args()
+
+    swept, longest = read(args.sweep), read(args.longest)
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, label in zip(figure.subplots(1, 2), FIGURES, strict=True):
+        arms = [arm for arm in longest[label] if not arm.endswith("means removed")]
+        for arm, colour, marker in zip(arms, COLOURS, MARKERS, strict=False):
+            by_epochs = {
+                int(condition.removeprefix(f"{arm} at ")): by_seed
+                for condition, by_seed in swept[label].items()
+                if condition.removeprefix(f"{arm} at ").isdigit()
+            }
+            by_epochs[args.epochs] = longest[label][arm]
+            means = [np.mean(by_seed) for by_seed in by_epochs.values()]
+            halves = [half_interval(by_seed) for by_seed in by_epochs.values()]
+            axes.errorbar(list(by_epochs), means, halves, label=arm, color=colour, marker=marker, capsize=3)
+        axes.set(xlabel="epochs", ylabel=label, xscale="log", ylim=(0, None))
+        axes.set_xticks(list(by_epochs), [str(epochs) for epochs in by_epochs])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25, linewidth=0.6)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    print(save(figure, args.picture))
+
+
+if __name__ == "__main__":
+    main()
