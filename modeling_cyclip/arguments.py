@@ -112,6 +112,7 @@ OTHER_NAMES = {
 _PROCESSES = "`cyclip train --num_processes 2 ...` starts two processes, one a GPU"
 # Names without a counterpart, and what there is instead.
 INSTEAD = {
+    "aug_cfg": "its random crop is --random_resized_crop 0.9 1.0",
     "device": "a GPU is taken where there is one, and CUDA_VISIBLE_DEVICES says which",
     "device_id": "CUDA_VISIBLE_DEVICES says which GPU is taken",
     "device_ids": _PROCESSES,

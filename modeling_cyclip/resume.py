@@ -25,8 +25,9 @@ UNCHANGEABLE = {
 }  # fmt: skip
 # These do not change what is trained. Processes and pairs of each are compared by their product.
 WITHOUT_EFFECT = {
-    "attn_implementation", "checkpoint_on_signal", "gradient_cache_chunk_size", "gradient_checkpointing", "license",
-    "merge_lora", "overwrite_output_dir", "per_device_train_batch_size", "save_dtype", "torch_compile",
+    "attn_implementation", "checkpoint_on_signal", "dataloader_num_workers", "gradient_cache_chunk_size",
+    "gradient_checkpointing", "license", "merge_lora", "overwrite_output_dir", "per_device_train_batch_size", "save_dtype",
+    "torch_compile",
 }  # fmt: skip
 
 

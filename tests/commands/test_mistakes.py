@@ -38,6 +38,7 @@ NAMES = {
     "--resume": "did you mean --resume_from_checkpoint?",
     "--tokenizer": "did you mean --tokenizer_name?",
     "--wandb": "did you mean --report_to?",
+    "--aug_cfg": "its random crop is --random_resized_crop 0.9 1.0",
     "--device": "a GPU is taken where there is one, and CUDA_VISIBLE_DEVICES says which",
     "--gpus": "`cyclip train --num_processes 2 ...` starts two processes, one a GPU",
     # of open_clip
