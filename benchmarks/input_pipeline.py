@@ -176,6 +176,11 @@ def contenders(folder, rows, processor, args):
             "collate_fn": SampleCollator(collator),
             **by_rows,
         },
+        "this library, files, random crops": {
+            "dataset": CaptionedSamples(rows, 0, random_resized_crop=(0.9, 1.0), **sample_options),
+            "collate_fn": SampleCollator(collator),
+            **by_rows,
+        },
         "this library, shards": {
             "dataset": CaptionedSamples(load_shards([f"{folder}/*.tar"]), 0, **sample_options),
             "collate_fn": SampleCollator(collator),
