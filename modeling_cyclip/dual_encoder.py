@@ -125,6 +125,15 @@ def open_whole(opener: Any, name_or_path: str, dtype: torch.dtype | str) -> tupl
         ) from error
 
 
+def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
+    """
+    Loads all weights of a checkpoint into a model. transformers' Trainer would look for them by the names of the modules, under
+    which transformers does not save every model (a ViT, for one), and would leave those as they are that it does not find.
+    """
+    saved, _ = open_whole(type(model), checkpoint, model.dtype)
+    model.load_state_dict(saved.state_dict())
+
+
 def open_processor(name_or_path: str) -> ProcessorMixin:
     """The tokenizer and the image processor of a checkpoint. Raises a `ValueError` where one of them is missing."""
     lacks = f"{name_or_path} lacks a tokenizer or an image processor"

@@ -46,7 +46,7 @@ from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollato
 from .data.tokenizer import context_length, padding_of
 from .distributed import training_process_group
 from .divergence import DivergenceError, FirstBadStep, first_not_finite
-from .dual_encoder import check_embeddings, has_sigmoid_loss, train_with_terms
+from .dual_encoder import check_embeddings, has_sigmoid_loss, load_weights, train_with_terms
 from .fsdp import fit_optimizer_state, prepare_for_fsdp, whole, with_logit_scale_of
 from .gradient_cache import cached_step
 from .health import HealthCallback, batch_statistics, caption_keys
@@ -496,6 +496,18 @@ class CyCLIPTrainer(Trainer):
             if self._save_total_limit is not None:
                 remove_incomplete(run_dir)
             rotate_checkpoints(run_dir, self._save_total_limit, checkpoint, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if isinstance(self.model, CyCLIPModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, CyCLIPModel) or self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            load_weights(self.model, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publishes what the end of the training would, in the background. transformers would upload the whole folder."""

@@ -36,7 +36,7 @@ from tests.conftest import coloured_image
 from tests.distributed import run_distributed
 from tests.dual_encoders import KINDS, bert_tokenizer, clip
 from tests.invariant.test_trajectory import distance, read_weights
-from tests.invariant.trajectory import SCRIPT, read_trajectory, run, run_killed, write_pairs
+from tests.invariant.trajectory import FSDP_SCRIPT, SCRIPT, read_trajectory, run, run_killed, write_pairs
 from tests.invariant.trajectory import command as launched
 
 
@@ -278,17 +278,20 @@ def test_the_zero_shot_pipeline_of_transformers_opens_it(trained, kind):
     assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(scores, rel=1e-4)
 
 
+def sharded(command):
+    return [str(FSDP_SCRIPT) if word == str(SCRIPT) else word for word in command]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["siglip", "chinese_clip"])
-def test_sharded_by_fsdp_it_is_the_same_training(trained, model_arguments, train_file, tmp_path, kind):
-    command = in_processes(2, kind, model_arguments, train_file, tmp_path)
-    run(
-        [
-            str(SCRIPT.parents[1] / "tests/invariant/fsdp_on_cpu.py") if word == str(SCRIPT) else word
-            for word in command
-        ]
-    )
-    assert_is_the_same_training(tmp_path, trained(kind))
+def test_sharded_by_fsdp_it_is_the_same_training(trained, model_arguments, train_file, tmp_path):
+    run(sharded(in_processes(2, "siglip", model_arguments, train_file, tmp_path)))
+    assert_is_the_same_training(tmp_path, trained("siglip"))
+
+
+@pytest.mark.slow
+def test_a_model_that_fsdp_cannot_shard_is_refused(model_arguments, train_file, tmp_path):
+    with pytest.raises(AssertionError, match="a VisionTextDualEncoderModel does not name them: train it without FSDP"):
+        run(sharded(in_processes(2, "vision-text-dual-encoder", model_arguments, train_file, tmp_path)))
 
 
 @pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
@@ -379,6 +382,21 @@ def test_a_bidirectional_tower_keeps_its_mask(pairs, tmp_path):
     trainer_of(model, processor, tmp_path, train_dataset=pairs, max_steps=1).train()
     mask = seen[-1]["attention_mask"]
     assert mask.equal((seen[-1]["input_ids"] != processor.tokenizer.pad_token_id).long()) and not mask.all()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "clip"])
+def test_all_weights_of_a_checkpoint_are_loaded_whatever_their_names(kind, tmp_path):
+    saved, _ = make(kind)
+    saved.save_pretrained(tmp_path)
+    model, processor = make(kind)
+    trainer = trainer_of(model, processor, tmp_path)
+    trainer.state.best_model_checkpoint = str(tmp_path)
+    for load in (lambda: trainer._load_from_checkpoint(str(tmp_path)), trainer._load_best_model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        load()
+        assert all(model.state_dict()[name].equal(tensor) for name, tensor in saved.state_dict().items())
 
 
 def swapped(arguments):
