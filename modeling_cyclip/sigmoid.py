@@ -69,9 +69,7 @@ def sigmoid_loss(
         first_column = rank(process_group) * num_rows
         # With W processes, the gradients are W / N times those of the sum.
         factor = 1 / num_rows
-        scale = number(logit_scale)
-        scaled = image_embeds * scale
-        bias = logit_bias.detach().expand(num_columns)
+        scale, bias = number(logit_scale), logit_bias.detach().expand(num_columns)
 
         total = grad_bias = 0
         grad_image = grad_text = grad_scale = None
@@ -84,21 +82,23 @@ def sigmoid_loss(
         block_size = max(1, BLOCK_BYTES // (num_columns * image_embeds.element_size()))
         for start in range(0, num_rows, block_size):
             rows = slice(start, start + block_size)
-            block = torch.addmm(bias, scaled[rows], all_text_embeds.T)
+            images = image_embeds[rows] * scale
+            block = torch.addmm(bias, images, all_text_embeds.T)
             pairs = block.diagonal(first_column + start)
             # −log σ(z · logit) = softplus(−z · logit), whose derivative is σ(−z · logit).
             pairs.neg_()
             total += F.softplus(block, threshold=50).sum()
-            if not any(needs):
-                continue
-            block.sigmoid_()
-            pairs.neg_()
+            if any(needs):
+                block.sigmoid_()
+                pairs.neg_()
             if needs_bias_grad:
                 grad_bias += block.sum()
             if grad_image is not None:
                 torch.mm(block, all_text_embeds, out=grad_image[rows])
             if grad_text is not None:
-                grad_text.addmm_(block.T, scaled[rows], beta=float(start > 0), alpha=factor)
+                grad_text.addmm_(block.T, images, beta=float(start > 0), alpha=factor)
+            # The next one is to take its place, and not to stand beside it.
+            del block, pairs
         loss = all_reduce_sum(total, process_group) / num_columns
         if not any(needs):
             return loss
