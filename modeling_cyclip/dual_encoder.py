@@ -1,5 +1,6 @@
 """Any model of transformers that embeds images and texts, trained by its own contrastive loss with the cyclic terms."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.utils import find_adapter_config_file
 
 from .configuration_cyclip import CyclicTerms, CyCLIPConfig, terms_at
 from .data.data_collator import check_image_processor, normalize, process_image
@@ -58,7 +60,7 @@ def check_dual_encoder(model: nn.Module) -> None:
     if not isinstance(model, PreTrainedModel):
         lacking.append("PreTrainedModel among its classes")
     if lacking:
-        raise ValueError(_not_a_dual_encoder(f"A {type(model).__name__}", lacking))
+        raise ValueError(_not_a_dual_encoder(type(model).__name__, lacking))
 
 
 def _lacking_methods(model_class: type) -> list[str]:
@@ -101,9 +103,13 @@ def open_dual_encoder(name_or_path: str, dtype: torch.dtype | str, **weights: An
         `ValueError`: another kind of model, or a checkpoint that lacks weights or has them in other shapes.
         `OSError`: no checkpoint.
     """
-    model_type = None
-    if not Path(name_or_path).is_file():
-        model_type = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
+    model_type = _model_type(name_or_path)
+    if model_type is None and (adapter_config := find_adapter_config_file(name_or_path)) is not None:
+        base = json.loads(Path(adapter_config).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if _model_type(base) not in CLIP_TYPES:
+            model = open_dual_encoder(base, dtype)
+            refuse_missing(name_or_path, model.load_adapter(name_or_path).missing_keys, type(model).__name__)
+            return model
     if model_type is None or model_type in CLIP_TYPES:
         return CyCLIPModel.from_pretrained(name_or_path, dtype=dtype, **weights)
     model_class = MODEL_MAPPING.get(type(AutoConfig.from_pretrained(name_or_path)), object)
@@ -113,6 +119,12 @@ def open_dual_encoder(name_or_path: str, dtype: torch.dtype | str, **weights: An
     refuse_missing(name_or_path, loading_info["missing_keys"], model_class.__name__)
     check_dual_encoder(model)
     return model
+
+
+def _model_type(name_or_path: str) -> str | None:
+    if Path(name_or_path).is_file():
+        return None
+    return PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
 
 
 def open_whole(opener: Any, name_or_path: str, dtype: torch.dtype | str) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -275,7 +287,7 @@ def check_embeddings(model: PreTrainedModel, processor: ProcessorMixin, max_leng
     try:
         pixels = process_image(processor.image_processor, Image.new("RGB", (3, 2), "grey"))
         pixel_values = normalize(processor.image_processor, pixels[None]).to(model.device, model.dtype)
-        what = f"images of {pixels.shape[2]} x {pixels.shape[1]} pixels, as its processor makes them"
+        what = f"images of shape {tuple(pixels.shape)}, as its processor makes them"
         image = _features(name, what, model.get_image_features, pixel_values=pixel_values)
 
         captions = ["a photo of a cat", "two dogs on a green lawn " * max_length]

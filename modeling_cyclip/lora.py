@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
 from peft import LoraConfig
@@ -10,29 +11,39 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .build_model import ModelArguments
-from .modeling_cyclip import CyCLIPModel, give_usual_permissions
+from .modeling_cyclip import give_usual_permissions
 from .trainer import CyCLIPTrainer
 
 
 logger = logging.getLogger(__name__)
 
+# Query, key, value and output of every attention layer, in towers by these names.
+PROJECTIONS = r"(?:{})_model\.encoder\.layers\.\d+\.self_attn\.(?:q|k|v|out)_proj"
 # peft puts this before the names in an adapter's file.
 PREFIX = "base_model.model."
 
 
-def add_lora(model: CyCLIPModel, args: ModelArguments) -> None:
+def add_lora(model: PreTrainedModel, args: ModelArguments) -> None:
     """
     Puts adapters beside the query, key, value and output projections of every attention layer. Only the adapters train.
     The model keeps its class, and its outputs stay the same until then. Raises a `ValueError` for a tower without
     attention layers (CLIP's ResNet).
     """
+    for tower in args.lora_towers:
+        projections = re.compile(PROJECTIONS.format(tower))
+        if not any(projections.fullmatch(name) for name, _ in model.named_modules()):
+            raise ValueError(
+                f"The {tower} tower has no attention layers that LoRA knows, which are those of CLIP, SigLIP and MetaCLIP 2. Leave "
+                "it out of --lora_towers."
+            )
     towers = "|".join(args.lora_towers)
     config = LoraConfig(
         r=args.lora_rank,
         lora_alpha=args.lora_rank if args.lora_alpha is None else args.lora_alpha,
-        target_modules=rf"(?:{towers})_model\.encoder\.layers\.\d+\.self_attn\.(?:q|k|v|out)_proj",
+        target_modules=PROJECTIONS.format(towers),
         base_model_name_or_path=args.model_name_or_path,
     )
     inject_adapter_in_model(config, model)
@@ -40,9 +51,6 @@ def add_lora(model: CyCLIPModel, args: ModelArguments) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # peft gives adapters the precision of the weights beside them
     names = lora_layers(model)
-    for tower in args.lora_towers:
-        if not any(name.startswith(f"{tower}_model.") for name in names):
-            raise ValueError(f"The {tower} tower has no attention layers for LoRA. Leave it out of --lora_towers.")
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info(
         f"LoRA of rank {config.r}: {trained:,} of {model.num_parameters():,} parameters train, beside {len(names)} "

@@ -26,8 +26,8 @@ MAX_WORKERS = 16
 class CyCLIPTrainingArguments(TrainingArguments):
     r"""
     [`~transformers.TrainingArguments`] for a contrastive loss. The defaults are the paper's optimizer: AdamW, learning
-    rate 5e-4, weight decay 0.1, cosine schedule, no clipping. The weights of the cyclic terms belong to the model: see
-    [`CyCLIPConfig`].
+    rate 5e-4, weight decay 0.1, cosine schedule, no clipping. The weights of the cyclic terms belong to the model, see
+    [`CyCLIPConfig`], or to the Trainer, see [`CyclicTerms`].
 
     Args:
         accelerator_config (`str`, `dict` or `AcceleratorConfig`, *optional*):
@@ -82,7 +82,7 @@ class CyCLIPTrainingArguments(TrainingArguments):
         default=False, help="Must stay off: a loss that is not finite ends the training, and is not hidden."
     )
     ddp_find_unused_parameters: bool | None = HfArg(
-        default=False, help="Search for parameters without a gradient in each step. A CyCLIPModel has none."
+        default=False, help="Search for parameters without a gradient in each step. No model that trains here has any."
     )
     checkpoint_on_signal: bool = HfArg(
         default=True, help="On SIGTERM or SIGUSR1, save a checkpoint and end with status 143."

@@ -1,4 +1,4 @@
-"""Measures a CLIP checkpoint.
+"""Measures the checkpoint of a CLIP, or of another dual encoder.
 
 cyclip evaluate --model_name_or_path OUT --dataset cifar10 --output_dir results
 cyclip evaluate --model_name_or_path OUT --dataset cifar10 --tasks all --output_dir results --num_processes 8
@@ -21,7 +21,8 @@ from ..evaluation.setting import limits, measurement
 
 
 def main(argv: list[str] | None = None) -> None:
-    data_args, args = parse_with_config((DataArguments, EvaluationArguments), argv, "Measure a CLIP checkpoint.")
+    about = "Measure the checkpoint of a CLIP, or of another dual encoder."
+    data_args, args = parse_with_config((DataArguments, EvaluationArguments), argv, about)
     state = PartialState()
     start = time.perf_counter()
     failed: dict[str, str] = {}

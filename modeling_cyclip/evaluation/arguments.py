@@ -51,7 +51,7 @@ class DataArguments:
 class EvaluationArguments:
     """What is measured, and how."""
 
-    model_name_or_path: str = HfArg(help="CLIP checkpoint, ours or not: a folder or a Hub id.")
+    model_name_or_path: str = HfArg(help="Checkpoint of a CLIP or another dual encoder: a folder or a Hub id.")
     output_dir: str = HfArg(help="Folder of results.json, results.md, plots and embeddings.")
     tasks: list[str] = HfArg(
         default_factory=lambda: ["zero_shot"], help="Protocols to run, or `all` for those that the data allow."

@@ -14,11 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
+    AlignConfig,
+    AlignModel,
     AutoModel,
     AutoProcessor,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
+    Siglip2Processor,
     SiglipModel,
     VisionTextDualEncoderModel,
     pipeline,
@@ -34,7 +40,7 @@ from modeling_cyclip.health import Reading, nothing_learnt
 from modeling_cyclip.optimizer import decay_parameter_names, set_tower_learning_rates
 from tests.conftest import coloured_image
 from tests.distributed import run_distributed
-from tests.dual_encoders import KINDS, bert_tokenizer, clip
+from tests.dual_encoders import KINDS, TOWER, bert_tokenizer, clip
 from tests.invariant.test_trajectory import distance, read_weights
 from tests.invariant.trajectory import FSDP_SCRIPT, SCRIPT, read_trajectory, run, run_killed, write_pairs
 from tests.invariant.trajectory import command as launched
@@ -471,7 +477,7 @@ def takes_larger_images(model, processor):
         ("metaclip_2", pads_before, "another embedding beside a longer one than alone"),
         ("vision-text-dual-encoder", has_no_mask, "another embedding beside a longer one than alone"),
         ("metaclip_2", ends_with_another_token, "gives all captions one embedding"),
-        ("siglip", takes_larger_images, "SiglipModel cannot embed images of 24 x 24 pixels"),
+        ("siglip", takes_larger_images, r"SiglipModel cannot embed images of shape \(3, 24, 24\)"),
     ],
 )
 def test_a_processor_of_another_model_is_refused(kind, change, message):
@@ -489,6 +495,37 @@ def test_terms_have_one_place_and_views_a_softmax(model, processor, tmp_path):
         trainer_of(*make("siglip"), tmp_path, augment=lambda image, caption, draws: (image, caption))
     with pytest.raises(ValueError, match="`inmodal_cyclic_weight` must be a finite number"):
         CyclicTerms(inmodal_cyclic_weight=-1)
+
+
+def test_what_has_no_scale_or_no_fixed_resolution_is_refused(tmp_path):
+    tower = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    blocks = {"in_channels": [8], "out_channels": [8], "kernel_sizes": [3], "strides": [1], "expand_ratios": [1]}
+    vision = {**blocks, "num_block_repeats": [1], "image_size": 32, "width_coefficient": 1.0, "depth_coefficient": 1.0}
+    align = AlignModel(AlignConfig(text_config=tower, vision_config=vision))
+    with pytest.raises(ValueError, match="AlignModel has no logit_scale: only models of transformers that embed"):
+        trainer_of(align, None, tmp_path)
+    vision = {**TOWER, "patch_size": 8, "num_patches": 4}
+    naflex = Siglip2Model(Siglip2Config(text_config=make("siglip")[0].config.text_config, vision_config=vision))
+    processor = Siglip2Processor(
+        Siglip2ImageProcessorPil(patch_size=8, max_num_patches=4), make("siglip")[1].tokenizer
+    )
+    with pytest.raises(ValueError, match=r"Siglip2Model cannot embed images of shape \(4, 192\)"):
+        trainer_of(naflex, processor, tmp_path)
+
+
+def test_adapters_of_a_siglip_open_as_what_they_merge_into(trained):
+    lora = "--lora_rank", "2"
+    merged = trained("siglip", *lora, "--merge_lora")
+    images, captions = [coloured_image("red"), coloured_image("blue")], ["a red square", "a photo of a blue number 3"]
+    embeds = []
+    for folder in (trained("siglip", *lora), merged, trained("siglip")):
+        model, processor = load_checkpoint(str(folder), "fp32", torch.device("cpu"))
+        embeds.append(
+            torch.cat([image_embeddings(model, processor, images), text_embeddings(model, processor, captions)])
+        )
+    torch.testing.assert_close(embeds[0], embeds[1], rtol=1e-5, atol=1e-6)
+    assert (embeds[1] - embeds[2]).norm() > 1e-3
+    assert type(AutoModel.from_pretrained(merged)) is SiglipModel
 
 
 def test_second_views_train_other_encoders_too(pairs, tmp_path):

@@ -113,7 +113,7 @@ def test_towers_keep_their_weights_and_open_again_as_one_model(paired, tmp_path,
     "vision, text, message",
     [
         ("vit", "siglip", "a SiglipTextModel, which transformers' AutoModel does not open by itself"),
-        ("resnet", "bert", "cannot embed images of 16 x 16 pixels"),
+        ("resnet", "bert", r"cannot embed images of shape \(3, 16, 16\)"),
         ("vit", "electra", "cannot embed captions of 16 tokens: .*pooler_output"),
     ],
 )
