@@ -20,7 +20,7 @@ def decay_parameter_names(model: nn.Module) -> list[str]:
     as in the official code. transformers' own rule decays the last two.
     """
     norms = [nn.LayerNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm]
-    return get_parameter_names(model, norms, [r"(?:^|\.)bias$", r"logit_(?:scale|bias)$"])
+    return get_parameter_names(model, norms, [r"(?:^|[._])bias$", r"logit_scale$"])
 
 
 def set_tower_learning_rates(

@@ -38,6 +38,10 @@ def check_trainer(
             "`cyclic_terms` are for models whose configuration has none: those of a CyCLIPModel stand in its `config`, such as "
             "`config.inmodal_cyclic_weight`."
         )
+    if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"A {type(model).__name__} has no gradient checkpointing: `gradient_cache_chunk_size` bounds the memory of a step, too."
+        )
     if has_views and has_sigmoid_loss(model):
         raise ValueError(
             f"`augment` adds an in-modal contrastive term, a softmax, and a {type(model).__name__} has the sigmoid loss: train "
