@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from .blockwise import LossWithGradients, full_precision, needs_gradients, number, prepare_embeds, prepare_number
@@ -70,6 +69,7 @@ def sigmoid_loss(
         # With W processes, the gradients are W / N times those of the sum.
         factor = 1 / num_rows
         scale, bias = number(logit_scale), logit_bias.detach().expand(num_columns)
+        zero = torch.zeros_like(logit_bias)
 
         total = grad_bias = 0
         grad_image = grad_text = grad_scale = None
@@ -80,14 +80,15 @@ def sigmoid_loss(
             grad_text = torch.empty_like(all_text_embeds)
         # No logit is needed twice. Blocks are therefore small also where all logits would fit into memory.
         block_size = max(1, BLOCK_BYTES // (num_columns * image_embeds.element_size()))
+        logits, losses = (image_embeds.new_empty(min(block_size, num_rows), num_columns) for _ in range(2))
         for start in range(0, num_rows, block_size):
             rows = slice(start, start + block_size)
             images = image_embeds[rows] * scale
-            block = torch.addmm(bias, images, all_text_embeds.T)
+            block = torch.addmm(bias, images, all_text_embeds.T, out=logits[: len(images)])
             pairs = block.diagonal(first_column + start)
-            # −log σ(z · logit) = softplus(−z · logit), whose derivative is σ(−z · logit).
+            # −log σ(z · logit) = log(1 + exp(−z · logit)), whose derivative is σ(−z · logit).
             pairs.neg_()
-            total += F.softplus(block, threshold=50).sum()
+            total += torch.logaddexp(block, zero, out=losses[: len(images)]).sum()
             if any(needs):
                 block.sigmoid_()
                 pairs.neg_()
@@ -97,8 +98,6 @@ def sigmoid_loss(
                 torch.mm(block, all_text_embeds, out=grad_image[rows])
             if grad_text is not None:
                 grad_text.addmm_(block.T, images, beta=float(start > 0), alpha=factor)
-            # The next one is to take its place, and not to stand beside it.
-            del block, pairs
         loss = all_reduce_sum(total, process_group) / num_columns
         if not any(needs):
             return loss
