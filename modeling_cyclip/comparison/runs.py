@@ -172,7 +172,9 @@ class Run:
     def advice(self) -> str:
         """What to change first where nothing was learnt."""
         config, record = (json.loads((self.folder / name).read_text()) for name in ("config.json", RUN_RECORD))
-        if not (config["inmodal_cyclic_weight"] or config["crossmodal_cyclic_weight"]):
+        # A configuration that is not ours says nothing of the terms.
+        terms = record.get("cyclic_terms", config)
+        if not (terms["inmodal_cyclic_weight"] or terms["crossmodal_cyclic_weight"]):
             return "check `learning_rate`, the number of steps and the captions"
         if not record["training"].get("cyclic_start_ratio"):
             return "set `cyclic_start_ratio=0.5`, or lower the cyclic weights"
