@@ -8,6 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import logging
 
 from ..distributed import is_first_process
@@ -59,10 +60,10 @@ def padding_of(config: PreTrainedConfig) -> str:
 
 
 def positions_of(config: PreTrainedConfig) -> int:
-    """The number of tokens that a dual encoder with this configuration has positions for."""
+    """The number of tokens that a dual encoder with this configuration has positions for: a huge one where they are relative."""
     text_config = config.text_config
     taken = text_config.pad_token_id + 1 if text_config.model_type in POSITIONS_BEHIND_PADDING else 0
-    return text_config.max_position_embeddings - taken
+    return getattr(text_config, "max_position_embeddings", LARGE_INTEGER) - taken
 
 
 def _beginnings(captions: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
@@ -82,7 +83,7 @@ def context_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig)
     positions = positions_of(config)
     # All processes of a training come here, but the log needs it once.
     if is_first_process():
-        if tokenizer.model_max_length < positions:
+        if tokenizer.model_max_length < positions < LARGE_INTEGER:
             logger.warning_once(
                 f"Captions are cut to {tokenizer.model_max_length} tokens, though the model has positions for {positions}: "
                 f"set the tokenizer's `model_max_length` to {positions} to use them all."

@@ -20,6 +20,8 @@ from transformers import (
     ResNetModel,
     SwinConfig,
     SwinModel,
+    T5Config,
+    T5Model,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
@@ -63,6 +65,10 @@ TEXT_TOWERS = {
     "mpnet": lambda: (MPNetModel(MPNetConfig(**text_config(roberta_tokenizer(), **ROBERTA))), roberta_tokenizer()),
     "clip": lambda: parts(clip, "tokenizer"),
     "siglip": lambda: parts(siglip, "tokenizer"),
+    "t5": lambda: (
+        T5Model(T5Config(vocab_size=60, d_model=16, d_kv=8, num_layers=1, num_heads=2, d_ff=16)),
+        bert_tokenizer(),
+    ),
     "electra": lambda: (
         ElectraModel(ElectraConfig(**text_config(bert_tokenizer()), embedding_size=16)),
         bert_tokenizer(),
@@ -115,6 +121,7 @@ def test_towers_keep_their_weights_and_open_again_as_one_model(paired, tmp_path,
         ("vit", "siglip", "a SiglipTextModel, which transformers' AutoModel does not open by itself"),
         ("resnet", "bert", r"cannot embed images of shape \(3, 16, 16\)"),
         ("vit", "electra", "cannot embed captions of 16 tokens: .*pooler_output"),
+        ("vit", "t5", "VisionTextDualEncoderModel cannot embed captions of 16 tokens"),
     ],
 )
 def test_what_makes_no_dual_encoder_is_refused(paired, vision, text, message):
