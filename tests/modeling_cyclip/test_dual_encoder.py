@@ -48,11 +48,10 @@ from tests.invariant.trajectory import command as launched
 
 # Two pretrained towers, of which the vision tower stays as it is.
 LIT = "locked vision tower"
-# The first two, of which one has the sigmoid loss, stand for the others.
-SLOW = [name for name in (*KINDS, LIT) if name not in ("siglip", LIT)]
 each_kind = pytest.mark.parametrize("kind", [*KINDS, LIT])
+# Where processes start, the first kind stands for the others.
 each_kind_slowly = pytest.mark.parametrize(
-    "kind", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in (*KINDS, LIT)]
+    "kind", [pytest.param(name, marks=[pytest.mark.slow] * (name != "siglip")) for name in (*KINDS, LIT)]
 )
 
 TEN_STEPS = [
@@ -185,7 +184,8 @@ def test_killed_and_resumed_is_the_same_training_bit_for_bit(model_arguments, tr
 
 
 def in_training(kind, dtype):
-    model, processor = make(kind)
+    model, processor = make("vision-text-dual-encoder" if kind == LIT else kind)
+    model.vision_model.requires_grad_(kind != LIT)
     train_with_terms(model.to(dtype), CyclicTerms(0.3, 0.2, cyclic_max_gradient_share=0.5))
     return model.train(), processor
 
@@ -198,10 +198,10 @@ def batch_of(processor, model, rows):
 
 
 def gradients_of(model):
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_cached_gradients_equal_those_of_the_whole_batch(kind, dtype, tolerance):
     model, processor = in_training(kind, dtype)
@@ -229,7 +229,7 @@ def gradients_of_a_share(rank, world_size, kind):
     return output.loss.item(), {name: gradient.numpy() for name, gradient in gradients_of(model).items()}
 
 
-@pytest.mark.parametrize("kind", ["siglip", "vision-text-dual-encoder"])
+@each_kind_slowly
 def test_gradients_of_two_processes_equal_those_of_one(tmp_path, kind):
     expected_loss, expected = gradients_of_a_share(0, 1, kind)
     for loss, gradients in run_distributed(gradients_of_a_share, 2, tmp_path, kind):
