@@ -197,7 +197,7 @@ def rows_of_one(rank, world_size):
     return results
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
 def test_processes_have_the_loss_and_the_gradients_of_one_with_all_pairs(world_size, tmp_path):
     expected, references = value_and_gradients(formula, inputs_of(N, 10, 12.0, -3.0))
     by_process = run_distributed(rows_of_one, world_size, tmp_path)
