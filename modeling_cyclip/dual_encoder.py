@@ -103,8 +103,9 @@ def open_dual_encoder(name_or_path: str, dtype: torch.dtype | str, **weights: An
         `ValueError`: another kind of model, or a checkpoint that lacks weights or has them in other shapes.
         `OSError`: no checkpoint.
     """
-    model_type = _model_type(name_or_path)
-    if model_type is None and (adapter_config := find_adapter_config_file(name_or_path)) is not None:
+    is_file = Path(name_or_path).is_file()  # which CyCLIPModel refuses with the way to convert it
+    model_type = None if is_file else _model_type(name_or_path)
+    if model_type is None and not is_file and (adapter_config := find_adapter_config_file(name_or_path)) is not None:
         base = json.loads(Path(adapter_config).read_text(encoding="utf-8"))["base_model_name_or_path"]
         if _model_type(base) not in CLIP_TYPES:
             model = open_dual_encoder(base, dtype)
@@ -122,8 +123,6 @@ def open_dual_encoder(name_or_path: str, dtype: torch.dtype | str, **weights: An
 
 
 def _model_type(name_or_path: str) -> str | None:
-    if Path(name_or_path).is_file():
-        return None
     return PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
 
 
