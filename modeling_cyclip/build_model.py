@@ -242,7 +242,7 @@ def _build(
     }
     if args.model_name_or_path is not None or args.vision_model is not None:
         if args.vision_model is not None:
-            model, processor = pair_towers(args.vision_model, args.text_model, args.frozen)
+            model, processor = pair_towers(args.vision_model, args.text_model, args.frozen, tokenizer)
         else:
             model, processor = _open_checkpoint(args, weights)
         if tokenizer is not None:

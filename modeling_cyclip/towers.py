@@ -9,6 +9,7 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
     VisionTextDualEncoderProcessor,
@@ -24,7 +25,10 @@ READS = {"vision": "pixel_values", "text": "input_ids"}
 
 
 def pair_towers(
-    vision_name: str, text_name: str, frozen: tuple[str, ...] = ()
+    vision_name: str,
+    text_name: str,
+    frozen: tuple[str, ...] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[VisionTextDualEncoderModel, VisionTextDualEncoderProcessor]:
     r"""
     Makes a [`~transformers.VisionTextDualEncoderModel`] of two towers. Its projections are new, and so is `logit_scale`.
@@ -36,6 +40,8 @@ def pair_towers(
             A folder or a name on the Hub with a text model that has a pooled output, such as BERT and XLM-R, or a dual encoder.
         frozen (`tuple[str]`, *optional*):
             Those of the towers `vision` and `text` that will not be trained, and so need all of their weights.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            A tokenizer instead of the text tower's.
 
     Returns:
         `tuple(VisionTextDualEncoderModel, VisionTextDualEncoderProcessor)`: the model in float32, and its processor.
@@ -49,7 +55,8 @@ def pair_towers(
         "text": _open_tower("text", text_name, "text" in frozen),
     }
     image_processor = _open("vision", vision_name, AutoImageProcessor.from_pretrained, "image processor")
-    tokenizer = _open("text", text_name, AutoTokenizer.from_pretrained, "tokenizer")
+    if tokenizer is None:
+        tokenizer = _open("text", text_name, AutoTokenizer.from_pretrained, "tokenizer")
     configs = [tower.config for tower in towers.values()]
     if not hasattr(configs[0], "hidden_size") and hasattr(configs[0], "hidden_sizes"):
         # ConvNext names the widths of its stages. The last one is that of its pooled output, which the dual encoder asks for.

@@ -131,6 +131,14 @@ def test_what_makes_no_dual_encoder_is_refused(paired, vision, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_tokenizer_that_is_given_takes_the_place_of_the_text_towers(paired, tmp_path):
+    paired("vit", "bert")
+    for path in (tmp_path / "text").glob("tokenizer*"):
+        path.unlink()
+    towers, tokenizer = (str(tmp_path / "vision"), str(tmp_path / "text")), bert_tokenizer()
+    assert pair_towers(*towers, tokenizer=tokenizer)[1].tokenizer is tokenizer
+
+
 def test_every_parameter_that_trains_gets_a_gradient(paired):
     # DDP waits for all of them.
     model, processor = paired("dinov2", "bert")
