@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import set_seed
 
-from modeling_cyclip import CyCLIPTrainer, cyclic_regularisers, cyclip_loss
+from modeling_cyclip import CyCLIPModel, CyCLIPTrainer, cyclic_regularisers, cyclip_loss
 from modeling_cyclip.arguments import parse_with_config
 from modeling_cyclip.balance import bounded_sum
 from modeling_cyclip.build_model import build_model_and_processor
@@ -52,6 +52,21 @@ from modeling_cyclip.trainer import _WeightedMean
 FIRST_STEPS = 3
 # Trainings whose graphs one thread launches.
 TRAININGS_A_THREAD = 3
+
+
+def check(model_args, data_args, args) -> None:
+    """Raises a `ValueError` for arguments of `cyclip train` that would change the training, and that nothing here follows."""
+    unknown = {
+        "bf16": args.bf16,
+        "fp16": args.fp16,
+        "gradient_cache_chunk_size": args.gradient_cache_chunk_size,
+        "max_grad_norm": args.max_grad_norm,
+        "lora_rank": model_args.lora_rank,
+        "cyclic_reference_batch_size": model_args.cyclic_reference_batch_size,
+        "random_resized_crop": data_args.random_resized_crop,
+    }
+    if names := [name for name, value in unknown.items() if value]:
+        raise ValueError(f"{names[0]} is not followed here: leave it out, or train by cyclip compare alone.")
 
 
 class Pairs:
@@ -88,6 +103,7 @@ class Training:
     def __init__(self, run: Run, all_pairs: dict[str, Pairs]):
         self.run = run
         model_args, data_args, args = parse_with_config(TRAIN_ARGUMENTS, list(run.argv), "")
+        check(model_args, data_args, args)
         shared = replace(
             model_args, inmodal_cyclic_weight=None, crossmodal_cyclic_weight=None, cyclic_max_gradient_share=None
         )
@@ -99,6 +115,8 @@ class Training:
         model, processor = build_model_and_processor(
             replace(model_args, tokenizer_name=self.pairs.folder.name), iter(())
         )
+        if not isinstance(model, CyCLIPModel):
+            raise ValueError(f"A {type(model).__name__} is not trained here, but by cyclip compare alone.")
         self.trainer = CyCLIPTrainer(
             model=model,
             args=args,
@@ -145,6 +163,7 @@ class Training:
         self.views = None if self.trainer.augment is None else self._make_views(keys)
 
         state.max_steps, state.num_train_epochs = self.num_steps, len(epochs)
+        state.compute_steps(args, self.num_steps)
         state.train_batch_size = sampler.batch_size
         factors = []
         for state.global_step in range(self.num_steps):
@@ -239,12 +258,12 @@ class Training:
             self.step()
 
     def steps_to_the_next_log(self) -> int:
-        every = int(self.trainer.args.logging_steps)
+        every = self.trainer.state.logging_steps
         return min(every - self.done % every, self.num_steps - self.done)
 
     def log(self) -> None:
         """What the Trainer logs of the steps since the last log, but without the norm of the gradient."""
-        trainer, every = self.trainer, int(self.trainer.args.logging_steps)
+        trainer, every = self.trainer, self.trainer.state.logging_steps
         window = slice(self.done - (self.done % every or every), self.done)
         trainer.state.global_step, trainer.state.epoch = self.done, self.done / self.steps_in_epoch
         parts = {"contrastive_loss": self.logged["contrastive_loss"][window].mean()}

@@ -45,14 +45,18 @@ def logs(run):
     return [log for log in run.log_history() if "loss" in log]
 
 
-def test_losses_are_those_of_cyclip_train(comparison, tmp_path, monkeypatch):
+def train_side_by_side(comparison, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import train_at_once
 
-    side_by_side = {**comparison, "output_dir": str(tmp_path / "side_by_side")}
-    (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(side_by_side, sort_keys=False))
+    (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(comparison, sort_keys=False))
     monkeypatch.setattr(sys, "argv", ["train_at_once.py", str(tmp_path / "comparison.yaml")])
     train_at_once.main()
+
+
+def test_losses_are_those_of_cyclip_train(comparison, tmp_path, monkeypatch):
+    side_by_side = {**comparison, "output_dir": str(tmp_path / "side_by_side")}
+    train_side_by_side(side_by_side, tmp_path, monkeypatch)
 
     alone = plan_runs(ComparisonArguments(**comparison, output_dir=str(tmp_path / "alone")))
     for run, other in zip(alone, plan_runs(ComparisonArguments(**side_by_side)), strict=True):
@@ -64,3 +68,10 @@ def test_losses_are_those_of_cyclip_train(comparison, tmp_path, monkeypatch):
                 assert math.isclose(log[name], expected[name], rel_tol=1e-4), (run.arm, name, log, expected)
         record, of_other = (json.loads((one.folder / "run.json").read_text()) for one in (run, other))
         assert record == of_other
+
+
+@pytest.mark.parametrize("option", [{"max_grad_norm": 1.0}, {"bf16": True}, {"random_resized_crop": [0.9, 1.0]}])
+def test_what_it_does_not_follow_is_refused(comparison, tmp_path, monkeypatch, option):
+    (name,) = option
+    with pytest.raises(SystemExit, match=f"error: {name} is not followed here: leave it out"):
+        train_side_by_side({**comparison, "overrides": option, "output_dir": str(tmp_path)}, tmp_path, monkeypatch)
