@@ -11,8 +11,9 @@ a step is recorded once, as a CUDA graph, and then replayed; the steps of severa
 of its own. All pictures and captions lie in the GPU's memory. A step reads from tables which of them make its batch, what the
 learning rate is, and how much the cyclic terms weigh.
 
-Initial weights, order, captions, loss, optimizer and schedule are those of `cyclip train`, and so are the losses (tests). Left
-out is what a small CLIP does without: several processes, the gradient cache, adapters, evaluation and checkpoints on the way.
+Initial weights, order, captions, loss, optimizer and schedule are those of `cyclip train`, and so are the losses and the weights (tests, on a
+CPU). What a small CLIP does without is refused or left out: several processes, half precision, adapters, other models, evaluation,
+health warnings and checkpoints on the way. All trainings of one call must fit into the GPU's memory together.
 """
 
 import argparse
@@ -20,8 +21,8 @@ import gc
 import math
 import os
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from tempfile import TemporaryDirectory
 
@@ -54,19 +55,30 @@ FIRST_STEPS = 3
 TRAININGS_A_THREAD = 3
 
 
-def check(model_args, data_args, args) -> None:
-    """Raises a `ValueError` for arguments of `cyclip train` that would change the training, and that nothing here follows."""
-    unknown = {
-        "bf16": args.bf16,
-        "fp16": args.fp16,
-        "gradient_cache_chunk_size": args.gradient_cache_chunk_size,
-        "max_grad_norm": args.max_grad_norm,
-        "lora_rank": model_args.lora_rank,
-        "cyclic_reference_batch_size": model_args.cyclic_reference_batch_size,
-        "random_resized_crop": data_args.random_resized_crop,
-    }
-    if names := [name for name, value in unknown.items() if value]:
-        raise ValueError(f"{names[0]} is not followed here: leave it out, or train by cyclip compare alone.")
+# Arguments of `cyclip train` that only have these values here.
+FOLLOWED = {
+    "bf16": False, "fp16": False, "gradient_cache_chunk_size": None, "max_grad_norm": 0.0, "optim": "adamw_torch_fused",
+    "vision_learning_rate": None, "text_learning_rate": None, "eval_strategy": "no", "full_determinism": False,
+    "cyclic_reference_batch_size": None, "config_name": None, "vision_model": None, "lora_rank": None, "save_dtype": "float32",
+    "random_resized_crop": None, "validation_file": None, "validation_shards": None, "eval_zero_shot": None,
+}  # fmt: skip
+
+
+def check(args: ComparisonArguments, runs: list[Run]) -> None:
+    """Raises a `ValueError` for what `cyclip train` would do and nothing here does, before anything is read."""
+    if args.launcher is not None:
+        raise ValueError("a launcher has no effect here: leave it out, or train by cyclip compare alone.")
+    for run in runs:
+        told = {
+            name: value
+            for part in parse_with_config(TRAIN_ARGUMENTS, list(run.argv), "")
+            for name, value in vars(part).items()
+        }
+        for name, value in FOLLOWED.items():
+            if told[name] != value:
+                raise ValueError(
+                    f"{run.name} has {name} {told[name]}, which is not followed here: set {value}, or train by cyclip compare alone."
+                )
 
 
 class Pairs:
@@ -84,7 +96,7 @@ class Pairs:
             min_image_size=self.collator.min_image_size,
             process_image=self.collator.process_image,
         )
-        pixels = torch.stack([samples[row]["image"] for row in range(len(self.dataset))])
+        pixels = torch.stack([_readable(samples[row])["image"] for row in range(len(self.dataset))])
         self.pixels = self.collator.normalized(pixels.to(device))
         captions = [captions_of_row(caption, row) for row, caption in enumerate(self.dataset["caption"])]
         self.tokens = self.tokenize([text for texts in captions for text in texts]).to(device)
@@ -103,7 +115,6 @@ class Training:
     def __init__(self, run: Run, all_pairs: dict[str, Pairs]):
         self.run = run
         model_args, data_args, args = parse_with_config(TRAIN_ARGUMENTS, list(run.argv), "")
-        check(model_args, data_args, args)
         shared = replace(
             model_args, inmodal_cyclic_weight=None, crossmodal_cyclic_weight=None, cyclic_max_gradient_share=None
         )
@@ -115,8 +126,10 @@ class Training:
         model, processor = build_model_and_processor(
             replace(model_args, tokenizer_name=self.pairs.folder.name), iter(())
         )
-        if not isinstance(model, CyCLIPModel):
-            raise ValueError(f"A {type(model).__name__} is not trained here, but by cyclip compare alone.")
+        if not isinstance(model, CyCLIPModel) or model.config.cyclic_reference_batch_size is not None:
+            raise ValueError(
+                f"{run.name} trains a {type(model).__name__}, perhaps with a reference batch: only a CyCLIPModel without is trained here."
+            )
         self.trainer = CyCLIPTrainer(
             model=model,
             args=args,
@@ -152,7 +165,8 @@ class Training:
         counts = self.pairs.counts
         first = np.cumsum(counts) - counts
         captions = [
-            first[of] + keyed_choice(args.seed, epoch, of, counts[of]) for epoch, of in zip(epochs, rows, strict=True)
+            first[of] + keyed_choice(self.trainer._data_seed(), epoch, of, counts[of])
+            for epoch, of in zip(epochs, rows, strict=True)
         ]
         num_pairs = self.num_steps * sampler.batch_size
         self.rows, self.captions = (
@@ -178,7 +192,7 @@ class Training:
         collator, args = self.pairs.collator, self.trainer.args
         samples = CaptionedSamples(
             self.pairs.dataset,
-            args.seed,
+            self.trainer._data_seed(),
             collator.min_image_size,
             augment=self.trainer.augment,
             process_image=collator.process_image,
@@ -258,12 +272,12 @@ class Training:
             self.step()
 
     def steps_to_the_next_log(self) -> int:
-        every = self.trainer.state.logging_steps
+        every = int(self.trainer.state.logging_steps)
         return min(every - self.done % every, self.num_steps - self.done)
 
     def log(self) -> None:
         """What the Trainer logs of the steps since the last log, but without the norm of the gradient."""
-        trainer, every = self.trainer, self.trainer.state.logging_steps
+        trainer, every = self.trainer, int(self.trainer.state.logging_steps)
         window = slice(self.done - (self.done % every or every), self.done)
         trainer.state.global_step, trainer.state.epoch = self.done, self.done / self.steps_in_epoch
         parts = {"contrastive_loss": self.logged["contrastive_loss"][window].mean()}
@@ -273,6 +287,8 @@ class Training:
         trainer._train_parts.add(parts, weight=1)
         *trainer._last_embeds, input_ids = self.last
         trainer._last_captions = input_ids, None
+        if not self.logged["loss"][window].isfinite().all():
+            raise ValueError(f"{self.run.name} has diverged before step {self.done}: lower learning_rate.")
         logs = {"loss": self.logged["loss"][window].mean().item(), "learning_rate": self.rates[self.done - 1].item()}
         trainer.log(logs, start_time=self.start)
 
@@ -283,8 +299,15 @@ class Training:
         self.graph = None
 
 
+def _readable(sample: dict) -> dict:
+    """A sample, unless it is one that stands for another row whose image cannot be read."""
+    for row, reason in sample["broken_images"].items():
+        raise ValueError(f"the image of row {row} cannot be read: {reason}")
+    return sample
+
+
 def _views(samples: list[dict]) -> tuple[Tensor, list[str]]:
-    images, captions = ([sample[f"augmented_{name}"] for sample in samples] for name in ("image", "caption"))
+    images, captions = ([_readable(one)[f"augmented_{name}"] for one in samples] for name in ("image", "caption"))
     return torch.stack(images), captions
 
 
@@ -302,13 +325,8 @@ def train(trainings: list[Training]) -> None:
     left = list(trainings)
     while left:
         num_threads = math.ceil(len(left) / TRAININGS_A_THREAD)
-        threads = [
-            threading.Thread(target=to_the_next_log, args=(left[first::num_threads],)) for first in range(num_threads)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(num_threads) as threads:
+            list(threads.map(to_the_next_log, [left[first::num_threads] for first in range(num_threads)]))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         for training in left:
@@ -339,16 +357,21 @@ def main() -> None:
     names = parser.parse_args().comparisons
     # Otherwise the streams share eight queues.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-    start, trainings, all_pairs = time.perf_counter(), [], {}
+    start, runs, all_pairs = time.perf_counter(), [], {}
     try:
         for name in names:
             (args,) = parse_with_config((ComparisonArguments,), ["--config", name], "", "training/recipes/comparisons")
-            trainings += [Training(run, all_pairs) for run in plan_runs(args) if run.cost() is None]
-    except ValueError as error:
+            runs += [run for run in plan_runs(args) if run.cost() is None]
+            check(args, runs)
+        trainings = [Training(run, all_pairs) for run in runs]
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{len(trainings)} trainings are prepared after {time.perf_counter() - start:.0f} s", flush=True)
     start = time.perf_counter()
-    train(trainings)
+    try:
+        train(trainings)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     seconds, steps = time.perf_counter() - start, sum(training.num_steps for training in trainings)
     print(f"{steps:,} steps in {seconds:.0f} s, {steps / seconds:.0f} a second", flush=True)
 
