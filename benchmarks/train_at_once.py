@@ -160,6 +160,10 @@ class Training:
         self.steps_in_epoch = len(sampler) // sampler.batch_size
         planned = math.ceil(self.steps_in_epoch * args.num_train_epochs)
         self.num_steps = args.max_steps if args.max_steps > 0 else planned
+        if self.num_steps <= FIRST_STEPS:
+            raise ValueError(
+                f"{self.run.name} takes {self.num_steps} steps, and more than {FIRST_STEPS} are needed here."
+            )
         epochs = range(math.ceil(self.num_steps / self.steps_in_epoch))
         rows = [sampler.order(epoch)[: len(sampler)] for epoch in epochs]
         counts = self.pairs.counts

@@ -79,7 +79,7 @@ def test_losses_are_those_of_cyclip_train(comparison, tmp_path, monkeypatch):
         assert record == of_other
 
 
-@pytest.mark.parametrize("option", [{"max_grad_norm": 1.0}, {"bf16": True}, {"lora_rank": 4}])
+@pytest.mark.parametrize("option", [{"max_grad_norm": 1.0}, {"bf16": True}, {"vision_learning_rate": 1e-4}])
 def test_what_it_does_not_follow_is_refused(comparison, tmp_path, monkeypatch, option):
     (name,) = option
     with pytest.raises(SystemExit, match=f"error: .* has {name} .*, which is not followed here"):
