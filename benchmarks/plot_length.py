@@ -2,18 +2,18 @@
 
     python benchmarks/plot_length.py picture.png benchmarks/results/study_length benchmarks/results/study_emoji_256 160
 
-Points are means over seeds, bars 95 % intervals (Student's t) over them.
+Points are means over seeds, bars 95 % intervals (Student's t) over them, of each arm by itself.
 """
 
 import argparse
 import json
-import math
+import sys
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import t
 
+from modeling_cyclip.comparison.measure import difference
 from modeling_cyclip.comparison.plots import COLOURS, MARKERS
 from modeling_cyclip.evaluation.plots import save
 
@@ -32,7 +32,8 @@ def read(report: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def half_interval(by_seed: list[float]) -> float:
-    return float(t.ppf(0.975, len(by_seed) - 1)) * np.std(by_seed, ddof=1) / math.sqrt(len(by_seed))
+    interval = difference(by_seed, [0.0] * len(by_seed)).seeds
+    return (interval[1] - interval[0]) / 2 if interval else 0.0
 
 
 def main() -> None:
@@ -43,6 +44,8 @@ def main() -> None:
     parser.add_argument("epochs", type=int, help="The epochs of the longer ones.")
     args = parser.parse_args()
 
+    if list(json.loads((args.sweep / "results.json").read_text())["swept"]) != ["num_train_epochs"]:
+        sys.exit(f"error: {args.sweep} sweeps no num_train_epochs.")
     swept, longest = read(args.sweep), read(args.longest)
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     for axes, label in zip(figure.subplots(1, 2), FIGURES, strict=True):
