@@ -18,7 +18,7 @@ from tests.hub.test_publish import card_of
 from tests.hub.test_round_trip import ABSENT, last_line, run, workplace  # noqa: F401 (a fixture)
 
 
-@pytest.fixture(params=["siglip", "vision-text-dual-encoder"])
+@pytest.fixture(params=["siglip", pytest.param("vision-text-dual-encoder", marks=pytest.mark.slow)])
 def kind(request):
     return request.param
 
