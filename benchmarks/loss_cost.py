@@ -85,11 +85,11 @@ def step(loss_function, inputs):
     torch.autograd.grad(loss_function(*inputs), inputs)
 
 
-def measure(contenders, n, dim, device, rounds, scale):
-    """Seconds of every round and peak megabytes, by contender."""
+def measure(contenders, n, dim, device, rounds, *numbers):
+    """Seconds of every round and peak megabytes, by contender. They take embeddings, then the numbers: the scale, ..."""
     torch.manual_seed(0)
     inputs = [F.normalize(torch.randn(n, dim, device=device), dim=-1).requires_grad_() for _ in range(2)]
-    inputs.append(torch.tensor(scale, device=device, requires_grad=True))
+    inputs += [torch.tensor(number, device=device, requires_grad=True) for number in numbers]
     # A few loops a sample where one is too short for the clock.
     loops = max(1, int(2**22 / n**2))
     seconds = {name: [] for name in contenders}
@@ -103,6 +103,13 @@ def measure(contenders, n, dim, device, rounds, scale):
         for name, function in contenders.items():
             seconds[name].append(timed(device, step, function, inputs, times=loops)[0])
     return seconds, memory
+
+
+def ratio(own, others):
+    """Median and quartiles of the ratios of all rounds."""
+    ratios = [mine / other for mine, other in zip(own, others, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def main():
@@ -124,13 +131,10 @@ def main():
         for n in args.batch_sizes:
             rounds = max(2, args.repeats if n >= 4096 else 4 * args.repeats)
             seconds, memory = measure(contenders, n, dim, args.device, rounds, args.scale)
-            cells = []
-            for name, times in seconds.items():
-                ratios = [own / clip for own, clip in zip(times, seconds["dense CLIP"], strict=True)]
-                low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-                cells.append(
-                    f"{1e3 * statistics.median(times):.2f} ({memory[name]:.0f}) {middle:.2f} [{low:.2f}, {high:.2f}]"
-                )
+            cells = [
+                f"{1e3 * statistics.median(times):.2f} ({memory[name]:.0f}) {ratio(times, seconds['dense CLIP'])}"
+                for name, times in seconds.items()
+            ]
             print("|", " | ".join([str(n), str(dim), *cells]), "|", flush=True)
 
 

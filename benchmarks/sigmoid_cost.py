@@ -13,8 +13,8 @@ import statistics
 
 import torch
 import torch.nn.functional as F
-from loss_cost import step
-from machine import DEVICE, PeakMemory, described, script_parser, timed
+from loss_cost import measure, ratio
+from machine import DEVICE, described, script_parser
 
 from modeling_cyclip import sigmoid_loss
 
@@ -35,33 +35,6 @@ def dense_sigmoid(image_embeds, text_embeds, logit_scale, logit_bias):
 
 CONTENDERS = {"this library": sigmoid_loss, "transformers": transformers_sigmoid, "dense": dense_sigmoid}
 PEERS = ("transformers", "dense")
-
-
-def measure(n, dim, device, rounds, scale, bias):
-    """Seconds of every round and peak megabytes, by contender."""
-    torch.manual_seed(0)
-    inputs = [F.normalize(torch.randn(n, dim, device=device), dim=-1).requires_grad_() for _ in range(2)]
-    inputs += [torch.tensor(value, device=device, requires_grad=True) for value in (scale, bias)]
-    # A few loops a sample where one is too short for the clock.
-    loops = max(1, int(2**22 / n**2))
-    seconds = {name: [] for name in CONTENDERS}
-    memory = {}
-    for name, function in CONTENDERS.items():
-        step(function, inputs)
-        with PeakMemory(device) as peak:
-            step(function, inputs)
-        memory[name] = peak.megabytes
-    for _ in range(rounds):
-        for name, function in CONTENDERS.items():
-            seconds[name].append(timed(device, step, function, inputs, times=loops)[0])
-    return seconds, memory
-
-
-def ratio(own, others):
-    """Median and quartiles of the ratios of all rounds."""
-    ratios = [mine / other for mine, other in zip(own, others, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def main():
@@ -88,7 +61,7 @@ def main():
     for dim in args.dims:
         for n in args.batch_sizes:
             rounds = max(2, args.repeats if n >= 4096 else 4 * args.repeats)
-            seconds, memory = measure(n, dim, args.device, rounds, args.scale, args.bias)
+            seconds, memory = measure(CONTENDERS, n, dim, args.device, rounds, args.scale, args.bias)
             cells = [f"{1e3 * statistics.median(seconds[name]):.2f} ({memory[name]:.0f})" for name in CONTENDERS]
             cells += [ratio(seconds["this library"], seconds[name]) for name in PEERS]
             cells.append(f"{100 * memory['this library'] / memory['dense']:.0f} %" if memory["dense"] > 1 else "")
