@@ -28,7 +28,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import set_seed
@@ -105,8 +104,7 @@ class Pairs:
     def tokenize(self, captions: list[str]) -> Tensor:
         """Token ids, padded to the whole context: what stands behind the end of a text changes nothing."""
         tokenizer, max_length = self.collator.processor.tokenizer, self.collator.max_length
-        tokens = tokenize(tokenizer, captions, max_length)["input_ids"]
-        return F.pad(tokens, (0, max_length - tokens.shape[1]), value=tokenizer.pad_token_id)
+        return tokenize(tokenizer, captions, max_length, padding="max_length")["input_ids"]
 
 
 class Training:
@@ -365,8 +363,9 @@ def main() -> None:
     try:
         for name in names:
             (args,) = parse_with_config((ComparisonArguments,), ["--config", name], "", "training/recipes/comparisons")
-            runs += [run for run in plan_runs(args) if run.cost() is None]
-            check(args, runs)
+            planned = [run for run in plan_runs(args) if run.cost() is None]
+            check(args, planned)
+            runs += planned
         trainings = [Training(run, all_pairs) for run in runs]
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
