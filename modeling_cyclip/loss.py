@@ -226,7 +226,7 @@ def cyclic_regularisers(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tens
 
     ```python
     >>> inmodal, crossmodal = cyclic_regularisers(image_embeds, text_embeds)
-    >>> loss = sigmoid_loss + 0.25 * (inmodal + crossmodal)
+    >>> loss = own_loss + 0.25 * (inmodal + crossmodal)
     ```
     """
     image_embeds, text_embeds = prepare_embeds(image_embeds, text_embeds)
