@@ -1,30 +1,35 @@
-"""Averages the weights of two CLIP checkpoints: a fine-tuned one with that which it started from."""
+"""Averages the weights of two checkpoints of a dual encoder: a fine-tuned one with that which it started from."""
 
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPProcessor
+from transformers import CLIPProcessor, PreTrainedModel, ProcessorMixin
 
 from .arguments import check_new_folder
 from .data.tokenizer import is_empty
+from .dual_encoder import open_dual_encoder, open_processor
 from .modeling_cyclip import CyCLIPModel
 
 
-# Settings that change what weights mean, but none of their shapes.
-TOWER_SETTINGS = ("hidden_act", "num_attention_heads")
+# Settings that change what weights mean, but none of their names and shapes. A BERT and a RoBERTa have the same, for one. A
+# tower that has no such setting keeps none.
+TOWER_SETTINGS = ("model_type", "hidden_act", "num_attention_heads", "pooler_act", "rope_theta")
 
 
-def merge_checkpoints(start: str | Path, end: str | Path, target: str | Path, end_weight: float = 0.5) -> CyCLIPModel:
+def merge_checkpoints(
+    start: str | Path, end: str | Path, target: str | Path, end_weight: float = 0.5
+) -> PreTrainedModel:
     r"""
     Writes a checkpoint whose weights are the average of two others', as in WiSE-FT ([Wortsman et al.,
-    2022](https://huggingface.co/papers/2109.01903)). All but the weights is that of `end`: configuration with the cyclic
-    weights, precision, tokenizer and image processor.
+    2022](https://huggingface.co/papers/2109.01903)). All but the weights is that of `end`: class, configuration with the
+    cyclic weights of a CLIP, precision, tokenizer and image processor.
 
     Args:
         start (`str` or `Path`):
-            A folder or a name on the Hub with any checkpoint that [`CyCLIPModel`] opens.
+            A folder or a name on the Hub with the checkpoint of a CLIP, or of another dual encoder of transformers that
+            embeds images and texts, such as SigLIP.
         end (`str` or `Path`):
             Another one, trained on from `start`.
         target (`str` or `Path`):
@@ -33,7 +38,7 @@ def merge_checkpoints(start: str | Path, end: str | Path, target: str | Path, en
             Weight of `end` in the average, from 0 to 1. That of `start` is the rest.
 
     Returns:
-        [`CyCLIPModel`]: the model.
+        [`~transformers.PreTrainedModel`]: the model, a [`CyCLIPModel`] if it is a CLIP.
 
     Raises:
         `FileExistsError`: `target` is not empty.
@@ -42,8 +47,8 @@ def merge_checkpoints(start: str | Path, end: str | Path, target: str | Path, en
     target = Path(target)
     _check_weight(end_weight)
     check_new_folder(target)
-    start_model, start_processor = _open(start, dtype=torch.float32)
-    end_model, end_processor = _open(end)
+    start_model, start_processor = _open(start, torch.float32)
+    end_model, end_processor = _open(end, "auto")
     if start_processor.tokenizer.get_vocab() != end_processor.tokenizer.get_vocab():
         raise ValueError(
             f"The tokenizers of {start} and {end} have different vocabularies: one token is another word in each, and their "
@@ -57,14 +62,14 @@ def merge_checkpoints(start: str | Path, end: str | Path, target: str | Path, en
     return end_model
 
 
-def average_weights(start: CyCLIPModel, end: CyCLIPModel, end_weight: float = 0.5) -> dict[str, Tensor]:
+def average_weights(start: PreTrainedModel, end: PreTrainedModel, end_weight: float = 0.5) -> dict[str, Tensor]:
     r"""
     The state dict (1 - w) · start + w · end, computed in float32.
 
     Args:
-        start ([`CyCLIPModel`]):
-            A model.
-        end ([`CyCLIPModel`]):
+        start ([`~transformers.PreTrainedModel`]):
+            A model with the towers `config.text_config` and `config.vision_config`.
+        end ([`~transformers.PreTrainedModel`]):
             Another one of the same architecture.
         end_weight (`float`, *optional*, defaults to 0.5):
             w, from 0 to 1.
@@ -118,14 +123,15 @@ def _check_weight(end_weight: float) -> None:
         raise ValueError(f"The weight of the end is from 0 to 1, got {end_weight}.")
 
 
-def _open(name: str | Path, **kwargs) -> tuple[CyCLIPModel, CLIPProcessor]:
+def _open(name: str | Path, dtype: torch.dtype | str) -> tuple[PreTrainedModel, ProcessorMixin]:
     try:
-        model = CyCLIPModel.from_pretrained(name, **kwargs)
-        processor = CLIPProcessor.from_pretrained(name)
+        model = open_dual_encoder(name, dtype)
+        is_clip = isinstance(model, CyCLIPModel)
+        processor = CLIPProcessor.from_pretrained(name) if is_clip else open_processor(name)
     except (OSError, SafetensorError) as error:
         kind = "" if Path(name).is_dir() else ", which is no folder here,"
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{name}{kind} cannot be opened as a CLIP checkpoint: {reason}") from error
+        raise ValueError(f"{name}{kind} cannot be opened as a checkpoint: {reason}") from error
     if model._hf_peft_config_loaded:
         raise ValueError(f"{name} is an adapter: merge it into its checkpoint first (cyclip train with --merge_lora).")
     if is_empty(processor.tokenizer):

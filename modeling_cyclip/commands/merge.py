@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None):
     try:
         model = merge_checkpoints(args.start, args.end, args.new_folder, args.end_weight)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
     print(
         f"{args.new_folder}: {type(model).__name__}, {model.num_parameters():,} parameters, "
         f"{1 - args.end_weight:g} * {args.start} + {args.end_weight:g} * {args.end}"

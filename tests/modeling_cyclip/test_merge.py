@@ -5,12 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPModel, CLIPProcessor
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    BertConfig,
+    CLIPModel,
+    CLIPProcessor,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
 from modeling_cyclip import CyCLIPConfig, CyCLIPModel, CyCLIPResNetConfig, CyCLIPResNetModel
 from modeling_cyclip.commands.merge import main
-from modeling_cyclip.data.tokenizer import train_tokenizer
+from modeling_cyclip.data.tokenizer import padding_of, train_tokenizer
 from modeling_cyclip.merge import average_weights, merge_checkpoints
+from tests.conftest import coloured_image
+from tests.dual_encoders import KINDS, siglip, vit_and_bert
 
 
 def make_model(config, seed: int, **values) -> CyCLIPModel:
@@ -112,6 +123,67 @@ def test_plain_transformers_gets_the_logits_of_a_manual_average(config, save, pr
     assert not torch.allclose(logits, start_logits, rtol=1e-3)
 
 
+# Other dual encoders
+
+
+def save_other(folder: Path, kind: str, seed: int, dtype: torch.dtype = torch.float32) -> Path:
+    """A tiny model of transformers' own, of which every weight but those of the vision tower depends on the seed."""
+    model, processor = KINDS[kind]()
+    for name, tensor in model.state_dict().items():
+        generator = torch.Generator().manual_seed(0 if name.startswith("vision_model") else seed)
+        tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+    if kind == "chinese_clip":
+        model.state_dict()["text_model.embeddings.word_embeddings.weight"][0] = 0  # padding, as transformers opens it
+    model.to(dtype).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_dual_encoder_is_averaged_as_its_own_class(kind, tmp_path):
+    start, end = (save_other(tmp_path / name, kind, seed) for seed, name in enumerate(("start", "end"), start=1))
+    merge_checkpoints(start, end, tmp_path / "merged", 0.25)
+    files, locked = [load_file(folder / "model.safetensors") for folder in (start, end, tmp_path / "merged")], []
+    assert files[0].keys() == files[1].keys() == files[2].keys()
+    for name, merged in files[2].items():
+        if torch.equal(files[0][name], files[1][name]):
+            locked.append(name)
+            assert_same_bits({name: merged}, {name: files[0][name]})
+        expected = 0.75 * files[0][name].double() + 0.25 * files[1][name].double()
+        torch.testing.assert_close(merged.double(), expected, rtol=1e-6, atol=1e-8)
+    assert locked and all(name.startswith("vision_model") for name in locked)
+
+    # Some of these names are none of the modules': the logits show that plain transformers finds all.
+    expected, other, merged = map(AutoModel.from_pretrained, (start, end, tmp_path / "merged"))
+    assert type(merged) is type(KINDS[kind]()[0])
+    with torch.no_grad():
+        for parameter, end_parameter in zip(expected.parameters(), other.parameters(), strict=True):
+            parameter.mul_(0.75).add_(end_parameter, alpha=0.25)
+    processor = AutoProcessor.from_pretrained(tmp_path / "merged")
+    inputs = processor(
+        text=["a red square", "a photo of a blue picture"], images=[coloured_image("red"), coloured_image("green", 3)],
+        padding=padding_of(merged.config), return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        logits, expected_logits, start_logits = (
+            model.eval()(**inputs).logits_per_image for model in (merged, expected, AutoModel.from_pretrained(start))
+        )
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits, start_logits, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "vision-text-dual-encoder"])
+def test_another_dual_encoder_has_the_precision_of_its_end(kind, tmp_path):
+    start, end = save_other(tmp_path / "start", kind, 1), save_other(tmp_path / "end", kind, 2, torch.bfloat16)
+    merge_checkpoints(start, end, tmp_path / "merged")
+    weights, end_weights, merged = (
+        load_file(folder / "model.safetensors") for folder in (start, end, tmp_path / "merged")
+    )
+    for name, tensor in merged.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, weights[name].lerp(end_weights[name].float(), 0.5).bfloat16()), name
+
+
 # What comes from the end
 
 
@@ -149,6 +221,8 @@ def test_a_weight_outside_0_to_1(end_weight, config, tmp_path):
 def test_different_kinds(config, resnet_config):
     with pytest.raises(ValueError, match="the start is a CyCLIPModel, the end a CyCLIPResNetModel"):
         average_weights(CyCLIPModel(config), CyCLIPResNetModel(resnet_config))
+    with pytest.raises(ValueError, match="the start is a SiglipModel, the end a CyCLIPModel"):
+        average_weights(siglip()[0], CyCLIPModel(config))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +239,42 @@ def test_different_weights_or_settings(change, message, config):
     other = CyCLIPConfig(**{**config.to_dict(), "vision_config": {**config.vision_config.to_dict(), **change}})
     with pytest.raises(ValueError, match=message):
         average_weights(CyCLIPModel(config), CyCLIPModel(other))
+
+
+@pytest.mark.parametrize(
+    ("tower", "change", "message"),
+    [
+        ("text_config", {"hidden_act": "relu"}, r"text_config\.hidden_act is gelu in the start, relu in the end"),
+        ("vision_config", {"num_attention_heads": 4}, r"vision_config\.num_attention_heads is 2 in the start, 4 in the end"),
+        ("vision_config", {"pooler_act": "relu"}, r"vision_config\.pooler_act is tanh in the start, relu in the end"),
+        # Its weights have the names and shapes of a BERT's.
+        ("text_config", {"model_type": "roberta"}, r"text_config\.model_type is bert in the start, roberta in the end"),
+    ],
+)  # fmt: skip
+def test_different_settings_of_two_towers(tower, change, message):
+    start, _ = vit_and_bert()
+    values = start.config.to_dict()
+    other = VisionTextDualEncoderModel(VisionTextDualEncoderConfig(**{**values, tower: {**values[tower], **change}}))
+    with pytest.raises(ValueError, match=message):
+        average_weights(start, other)
+
+
+def test_different_vocabularies_of_another_dual_encoder(tmp_path):
+    start, end = save_other(tmp_path / "start", "siglip", 1), save_other(tmp_path / "end", "siglip", 2)
+    vocabulary = (end / "tokenizer.json").read_text()
+    (end / "tokenizer.json").write_text(vocabulary.replace('"photo"', '"photograph"'))
+    with pytest.raises(ValueError, match=r"start and .*end have different vocabularies"):
+        merge_checkpoints(start, end, tmp_path / "merged")
+
+
+def test_an_adapter_of_another_dual_encoder(tmp_path):
+    peft = pytest.importorskip("peft")
+    start = save_other(tmp_path / "start", "siglip", 1)
+    adapted = peft.get_peft_model(AutoModel.from_pretrained(start), peft.LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "end")
+    AutoProcessor.from_pretrained(start).save_pretrained(tmp_path / "end")
+    with pytest.raises(ValueError, match="end is an adapter: merge it into its checkpoint first"):
+        merge_checkpoints(start, tmp_path / "end", tmp_path / "merged")
 
 
 def test_different_vocabularies(model, processor, save, tmp_path):
@@ -226,12 +336,22 @@ def cut_off(folder: Path):
         (
             None,
             ["start", "absent", "merged"],
-            "absent, which is no folder here, cannot be opened as a CLIP checkpoint",
+            "absent, which is no folder here, cannot be opened as a checkpoint",
         ),
         (None, ["nobody/nothing", "start", "merged"], "nobody/nothing, which is no folder here, cannot be opened"),
-        (cut_off, ["start", "start", "merged"], "start cannot be opened as a CLIP checkpoint"),
+        (cut_off, ["start", "start", "merged"], "start cannot be opened as a checkpoint"),
         (lambda folder: (folder / "tokenizer.json").unlink(), ["start", "start", "merged"], "start has no tokenizer"),
         (lambda folder: (folder / "processor_config.json").unlink(), ["start", "start", "merged"], "start cannot be"),
+        (
+            lambda folder: save_other(folder, "siglip", 1).joinpath("processor_config.json").unlink(),
+            ["start", "start", "merged"],
+            "start lacks a tokenizer or an image processor",
+        ),
+        (
+            lambda folder: BertConfig().save_pretrained(folder),
+            ["start", "start", "merged"],
+            "start is a checkpoint of type bert, which has no get_image_features",
+        ),
         (None, ["start", "start", "start"], "start exists and is not an empty folder"),
         (None, ["start", "start", "merged", "--end_weight", "2"], r"from 0 to 1, got 2\.0"),
     ],
