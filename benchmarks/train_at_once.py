@@ -45,7 +45,7 @@ from modeling_cyclip.data.sampler import captions_of_row, keyed_choice
 from modeling_cyclip.data.samples import CaptionedSamples
 from modeling_cyclip.data.tokenizer import context_length, tokenize
 from modeling_cyclip.optimizer import MAX_LOGIT_SCALE
-from modeling_cyclip.trainer import _WeightedMean
+from modeling_cyclip.training_log import WeightedMean
 
 
 # Steps before the one that is recorded: they make what all later ones find made, such as the optimizer's state.
@@ -137,7 +137,7 @@ class Training:
             run_arguments={"model": model_args, "data": data_args},
         )
         self.trainer.callback_handler.callbacks = []
-        self.trainer._initial_global_step, self.trainer._train_parts = 0, _WeightedMean()
+        self.trainer._initial_global_step, self.trainer._train_parts = 0, WeightedMean()
         self.model = model.to(self.device).train()
         self.is_cyclic = model.config.inmodal_cyclic_weight + model.config.crossmodal_cyclic_weight > 0
         self.is_bounded = self.is_cyclic and model.config.cyclic_max_gradient_share is not None

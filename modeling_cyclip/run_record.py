@@ -86,50 +86,6 @@ def write_run_record(output_dir: str | Path, record: dict[str, Any]) -> None:
     Path(output_dir, RUN_RECORD).write_text(text, encoding="utf-8")
 
 
-def seconds_before(log_history: list[dict[str, float]], first_step: int) -> float:
-    """The seconds that the parts of a training before `first_step` took, by the log at its checkpoint; 0 without one."""
-    logs = [log for log in log_history if "train_seconds" in log and log["step"] <= first_step]
-    return logs[-1]["train_seconds"] if logs else 0.0
-
-
-def over_all_parts(
-    metrics: dict[str, float], log_history: list[dict[str, float]], last_step: int, first_step: int
-) -> dict[str, float]:
-    r"""
-    The seconds, the speed and the mean loss of all parts of a training.
-
-    Args:
-        metrics (`dict[str, float]`):
-            `train_runtime`, `train_loss` and what is counted a second, of the part from `first_step` to `last_step`.
-        log_history (`list[dict[str, float]]`):
-            The logs of all parts.
-        last_step (`int`):
-            The step at which the training ended.
-        first_step (`int`):
-            The step of the checkpoint that the last part resumed from, or 0.
-
-    Returns:
-        `dict[str, float]`: the same metrics.
-    """
-    if first_step == 0:
-        return {}
-    steps = last_step - first_step
-    runtime = seconds_before(log_history, first_step) + metrics["train_runtime"]
-    # Every step takes as many samples, so the counts grow with the steps. Without a step there is nothing to count from.
-    growth = metrics["train_runtime"] / steps * last_step / runtime if steps else 0
-    speeds = {name: value * growth for name, value in metrics.items() if name.endswith("_per_second")}
-    total_loss, previous = metrics["train_loss"] * steps, 0
-    for log in log_history:
-        if "loss" in log and log["step"] <= first_step:
-            total_loss += log["loss"] * (log["step"] - previous)
-            previous = log["step"]
-    return {
-        "train_runtime": runtime,
-        "train_loss": total_loss / max(1, steps + previous),
-        **{name: round(value, 3) for name, value in speeds.items()},
-    }
-
-
 def _source(dataset: Dataset | None) -> str | None:
     """The name of the dataset on the Hub that a table was loaded from, if it comes from one alone."""
     if not is_table(dataset):

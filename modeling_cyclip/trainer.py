@@ -21,13 +21,11 @@ from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
     HubStrategy,
-    IntervalStrategy,
     SaveStrategy,
     TrainOutput,
 )
 from transformers.utils import PushInProgress, logging
 
-from .blockwise import in_batch_recall
 from .checkpoints import (
     CheckpointError,
     flush,
@@ -44,27 +42,30 @@ from .data.data_collator import CyCLIPDataCollator
 from .data.sampler import EpochSampler, make_train_sampler
 from .data.samples import Augment, BrokenImages, CaptionedSamples, SampleCollator
 from .data.tokenizer import context_length, padding_of
-from .distributed import training_process_group
 from .divergence import DivergenceError, FirstBadStep, first_not_finite
 from .dual_encoder import check_embeddings, has_sigmoid_loss, load_weights, train_with_terms
-from .fsdp import fit_optimizer_state, prepare_for_fsdp, whole, with_logit_scale_of
+from .fsdp import fit_optimizer_state, prepare_for_fsdp, with_logit_scale_of
 from .gradient_cache import cached_step
-from .health import HealthCallback, batch_statistics, caption_keys
-from .loss import cyclic_regularisers
+from .health import HealthCallback, caption_keys
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import ClampLogitScale, decay_parameter_names, set_tower_learning_rates
 from .preemption import PreemptionCallback, start_worker
 from .resume import compare_runs, find_checkpoint
-from .run_record import over_all_parts, run_record, seconds_before, write_run_record
+from .run_record import run_record, write_run_record
 from .trainer_checks import check_trainer
 from .training_args import CyCLIPTrainingArguments
+from .training_log import (
+    AVERAGED,
+    CYCLIC_LOSSES,
+    WeightedMean,
+    batch_figures,
+    is_log_due,
+    over_all_parts,
+    seconds_before,
+)
 
 
 logger = logging.get_logger(__name__)
-
-CYCLIC_LOSSES = ("inmodal_cyclic_loss", "crossmodal_cyclic_loss")
-LOSS_PARTS = ("contrastive_loss", "inmodal_contrastive_loss", *CYCLIC_LOSSES)
-AVERAGED = (*LOSS_PARTS, "cyclic_gradient_factor")
 
 
 class CyCLIPTrainer(Trainer):
@@ -269,7 +270,7 @@ class CyCLIPTrainer(Trainer):
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if checkpoint is None and resume_from_checkpoint:
             raise ValueError(f"{self.args.output_dir} has no complete checkpoint to go on from.")
-        self._first_bad_step, self._train_parts = FirstBadStep(), _WeightedMean()
+        self._first_bad_step, self._train_parts = FirstBadStep(), WeightedMean()
         if (name := first_not_finite(self.model)) is not None:
             raise DivergenceError(f"The model cannot be trained: {name} has values that are not finite.")
         if self.args.should_save:
@@ -390,26 +391,9 @@ class CyCLIPTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         # transformers takes the norm at every step, where only logs show it.
-        if grad_norm is None and not self._expects_log():
+        if grad_norm is None and not is_log_due(self.args, self.state, self._steps_in_epoch):
             return None
         return super()._get_grad_norm(model, grad_norm)
-
-    def _expects_log(self) -> bool:
-        """Whether a log is due after the step that is being taken, as far as the arguments say."""
-        step = self.state.global_step + 1
-        if step == self.state.max_steps or (step == 1 and self.args.logging_first_step):
-            return True
-        # Saves come with a log, and evaluations may come with a save.
-        intervals = (
-            (self.args.logging_strategy, self.state.logging_steps),
-            (self.args.save_strategy, self.state.save_steps),
-            (self.args.eval_strategy, self.state.eval_steps),
-        )
-        return any(
-            step % (every if strategy == IntervalStrategy.STEPS else self._steps_in_epoch) == 0
-            for strategy, every in intervals
-            if strategy in (IntervalStrategy.STEPS, IntervalStrategy.EPOCH)
-        )
 
     def _run_epoch(self, *args, epoch: int, num_update_steps_per_epoch: int, **kwargs) -> None:
         self._steps_in_epoch = num_update_steps_per_epoch
@@ -444,16 +428,8 @@ class CyCLIPTrainer(Trainer):
             )
             logs.update(self._train_parts.drain())
             *embeds, captions = self.accelerator.gather((*self._last_embeds, caption_keys(*self._last_captions)))
-            image_to_text, text_to_image = in_batch_recall(*embeds, training_process_group())
-            if not logs.keys() >= set(CYCLIC_LOSSES):
-                terms = cyclic_regularisers(*embeds)
-                logs.update({name: term.item() for name, term in zip(CYCLIC_LOSSES, terms, strict=True)})
-            logs["logit_scale"] = whole(self.model.logit_scale).exp().item()
-            if has_sigmoid_loss(self.model):
-                logs["logit_bias"] = whole(self.model.logit_bias).item()
-            logs["image_to_text_recall@1"] = image_to_text.item()
-            logs["text_to_image_recall@1"] = text_to_image.item()
-            logs.update(batch_statistics(*embeds, captions))
+            has_cyclic_losses = logs.keys() >= set(CYCLIC_LOSSES)
+            logs.update(batch_figures(self.model, *embeds, captions, has_cyclic_losses))
         if "loss" in logs or "train_loss" in logs:
             self.broken_images.report()
             logs["broken_images"] = len(self.broken_images)
@@ -497,14 +473,19 @@ class CyCLIPTrainer(Trainer):
                 remove_incomplete(run_dir)
             rotate_checkpoints(run_dir, self._save_total_limit, checkpoint, self.state.best_model_checkpoint)
 
+    @property
+    def _loads_by_module_names(self) -> bool:
+        """Whether transformers' Trainer finds all weights of a checkpoint. FSDP gathers and loads them in its own way."""
+        return isinstance(self.model, CyCLIPModel) or self.is_fsdp_enabled
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if isinstance(self.model, CyCLIPModel) or self.is_fsdp_enabled:
+        if self._loads_by_module_names:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_weights(self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if isinstance(self.model, CyCLIPModel) or self.is_fsdp_enabled:
+        if self._loads_by_module_names:
             super()._load_best_model()
         else:
             load_weights(self.model, self.state.best_model_checkpoint)
@@ -574,7 +555,7 @@ class CyCLIPTrainer(Trainer):
         self._broken_eval_images = self._broken_images_by_evaluation.setdefault(
             metric_key_prefix, BrokenImages(metric_key_prefix)
         )
-        self._eval_parts = _WeightedMean()
+        self._eval_parts = WeightedMean()
         self._eval_rows_seen: set[int] = set()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         self._broken_eval_images.report()
@@ -701,25 +682,3 @@ class CyCLIPTrainer(Trainer):
             token=self.args.hub_token if token is None else token,
         )
         return commit() if blocking else HfApi().run_as_future(commit)
-
-
-class _WeightedMean:
-    """
-    Means of named numbers over those steps or batches that have them. They are summed on the device, so that no step waits
-    for the host, and in float32, since a sum in half precision soon stops to grow.
-    """
-
-    def __init__(self):
-        self.sums: dict[str, Tensor | float] = {}
-        self.weights: dict[str, int] = {}
-
-    def add(self, values: Mapping[str, Tensor | None], weight: int) -> None:
-        for name, value in values.items():
-            if value is not None:
-                self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach().float()
-                self.weights[name] = self.weights.get(name, 0) + weight
-
-    def drain(self) -> dict[str, float]:
-        means = {name: float(total) / self.weights[name] for name, total in self.sums.items()}
-        self.sums, self.weights = {}, {}
-        return means

@@ -16,7 +16,7 @@ LAYERS = (
     ("data",),
     # The Trainer, and what it is made of.
     ("training_args", "checkpoints", "dual_encoder", "gradient_cache", "optimizer", "fsdp", "health", "divergence",
-     "preemption", "resume", "run_record", "trainer_checks", "trainer", "towers", "build_model", "lora", "merge"),
+     "preemption", "resume", "run_record", "training_log", "trainer_checks", "trainer", "towers", "build_model", "lora", "merge"),
     ("evaluation",),
     ("comparison",),
     ("hub",),

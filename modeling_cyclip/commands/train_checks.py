@@ -17,8 +17,8 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from ..arguments import check_name
 from ..build_model import ModelArguments
 from ..data.captions import FILE_FORMATS, DataArguments
-from ..trainer import LOSS_PARTS
 from ..training_args import CyCLIPTrainingArguments
+from ..training_log import LOSS_PARTS
 
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from modeling_cyclip.divergence import FirstBadStep
 from modeling_cyclip.gradient_cache import cached_step
 from modeling_cyclip.modeling_cyclip import CyCLIPModel
 from modeling_cyclip.optimizer import ClampLogitScale
-from modeling_cyclip.trainer import _WeightedMean
+from modeling_cyclip.training_log import WeightedMean
 
 
 BATCH = 12
@@ -49,7 +49,7 @@ def test_a_step_reads_nothing_from_the_device(device, model, processor, weights,
         loss, *_ = cached_step(model, inputs, chunk_size, model.compute_loss, torch.Tensor.backward, torch.enable_grad)
         parts = loss._asdict()
     FirstBadStep().add(parts["loss"], 1)
-    _WeightedMean().add(parts, weight=1)
+    WeightedMean().add(parts, weight=1)
     ClampLogitScale().on_optimizer_step(None, None, None, model=model)
     assert all(parameter.grad is not None for parameter in model.parameters())
 
