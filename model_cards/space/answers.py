@@ -30,9 +30,22 @@ def missing(has_image: bool, names: Sequence[str], sentence: str) -> str | None:
     return None
 
 
-def zero_shot(image_embed: Tensor, label_embeds: Tensor, logit_scale: float) -> list[float]:
-    """Each label's probability, from the unit-norm embeddings `(dim,)` of an image and `(num_labels, dim)` of labels."""
-    return (logit_scale * (label_embeds @ image_embed)).softmax(dim=0).tolist()
+def zero_shot(
+    names: Sequence[str],
+    image_embed: Tensor,
+    label_embeds: Tensor,
+    logit_scale: float,
+    logit_bias: float | None = None,
+) -> dict[str, float]:
+    """
+    Each label's probability, the nearest label first, from the unit-norm embeddings `(dim,)` of an image and
+    `(num_labels, dim)` of labels. With a bias, which comes of SigLIP's loss, it is that of the label by itself.
+    """
+    # By cosine, since large logits have one and the same sigmoid.
+    rows, cosines = zip(*most_similar(image_embed, label_embeds, len(names)), strict=True)
+    logits = logit_scale * torch.tensor(cosines)
+    probabilities = logits.softmax(dim=0) if logit_bias is None else (logits + logit_bias).sigmoid()
+    return dict(zip((names[row] for row in rows), probabilities.tolist(), strict=True))
 
 
 def most_similar(query: Tensor, embeds: Tensor, count: int) -> list[tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""Shows in the browser what a CLIP checkpoint's text space and image space say of a picture, and searches images by text.
+"""Shows in the browser what a checkpoint's text space and image space say of a picture, and searches images by text.
 
 As a Space, it opens the checkpoint that checkpoint.json names and the images in images/. On a machine of your own:
 
@@ -56,8 +56,8 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
             return verdict(f"This image cannot be opened: {reason}."), None, None, []
         image_embed = checkpoint.embed_images([image])[0]
         label_embeds = checkpoint.embed_texts([sentence.replace("{}", name) for name in names])
-        probabilities = dict(zip(names, zero_shot(image_embed, label_embeds, checkpoint.logit_scale), strict=True))
-        label = max(probabilities, key=probabilities.get)
+        probabilities = zero_shot(names, image_embed, label_embeds, checkpoint.logit_scale, checkpoint.logit_bias)
+        label = next(iter(probabilities))
         if not has_images:
             return verdict(f"Text space says {bold(label)}."), probabilities, None, []
 
@@ -77,6 +77,7 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
         ]
 
     has_images = bool(references.paths)
+    of_labels = "each label" if checkpoint.logit_bias is None else "each label by itself: they need not add up to one"
     of_galleries = {"show_label": False, "buttons": [], "visible": has_images}
     of_galleries |= {"height": "auto", "object_fit": "contain", "elem_classes": "whole"}
     with gr.Blocks(title=f"Try {checkpoint.name}", analytics_enabled=False) as page:
@@ -109,7 +110,7 @@ def build_page(checkpoint: Checkpoint, references: ReferenceImages) -> gr.Blocks
                 answer = gr.HTML(verdict("Drop an image first."), elem_classes="answer")
                 with gr.Row():
                     with gr.Column(min_width=280):
-                        gr.Markdown("### Text space: zero-shot\nProbability of each label.")
+                        gr.Markdown(f"### Text space: zero-shot\nProbability of {of_labels}.")
                         by_text = gr.Label(label="Zero-shot", num_top_classes=SHOWN_LABELS)
                     with gr.Column(min_width=280):
                         gr.Markdown(f"### Image space: nearest images\n{describe(references)}")
@@ -165,7 +166,7 @@ def bold(name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Try a CLIP checkpoint in the browser.")
+    parser = argparse.ArgumentParser(description="Try a checkpoint in the browser.")
     parser.add_argument(
         "--model",
         required=not CHECKPOINT.is_file(),

@@ -1,4 +1,4 @@
-"""Embeds texts, images and the folder of images that the page compares with, by a CLIP checkpoint."""
+"""Embeds texts, images and the folder of images that the page compares with, by one checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +32,9 @@ def open_visitors_image(path: str) -> Image.Image:
 
 class Checkpoint:
     """
-    Any CLIP that transformers opens, by its name on the Hub or its folder. It runs on the GPU if there is one. A
-    checkpoint with a ResNet tower brings code, which `trust_remote_code` allows to run.
+    Any model that transformers opens and that embeds images and texts in one space, such as CLIP and SigLIP, by its name on
+    the Hub or its folder. It runs on the GPU if there is one. A checkpoint with a ResNet tower brings code, which
+    `trust_remote_code` allows to run.
     """
 
     def __init__(self, name: str, revision: str | None = None, trust_remote_code: bool = False):
@@ -44,22 +45,29 @@ class Checkpoint:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = AutoProcessor.from_pretrained(name, **options)
         self.logit_scale = self.model.logit_scale.exp().item()
-        self.max_length = self.model.config.text_config.max_position_embeddings
+        bias = getattr(self.model, "logit_bias", None)  # where the loss was SigLIP's
+        self.logit_bias = None if bias is None else bias.item()
+        text_config, tokenizer = self.model.config.text_config, self.processor.tokenizer
+        # RoBERTa's positions are two more than the tokens that it reads, which its tokenizer knows.
+        self.max_length = min(text_config.max_position_embeddings, tokenizer.model_max_length)
+        # SigLIP reads a text at its last position, padding or not.
+        self.padding = "max_length" if "siglip" in text_config.model_type else "longest"
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Unit-norm embeddings `(num_images, dim)`, on the CPU."""
-        inputs = self.processor.image_processor(images, return_tensors="pt").to(self.model.device)
+        inputs = self.processor.image_processor(images, return_tensors="pt").to(self.model.device, self.model.dtype)
         return F.normalize(self.model.get_image_features(**inputs).pooler_output.float(), dim=-1).cpu()
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm embeddings `(num_texts, dim)`, on the CPU. Texts are cut to the length that the model reads."""
         inputs = self.processor.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            texts, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.model.device)
-        features = self.model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        return F.normalize(features.pooler_output.float(), dim=-1).cpu()
+        # SigLIP's tokenizer gives no mask, and others give types of tokens, which no model needs for one text.
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        return F.normalize(self.model.get_text_features(**inputs).pooler_output.float(), dim=-1).cpu()
 
 
 @dataclass(frozen=True)

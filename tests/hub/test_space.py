@@ -15,13 +15,24 @@ import pytest
 import torch
 from huggingface_hub import SpaceCard
 from PIL import Image
-from transformers import CLIPModel, CLIPProcessor
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    SwinConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
 from model_cards.space.answers import MAX_LABELS, agree, majority, missing, most_similar, split_labels, zero_shot
 from model_cards.space.checkpoint import Checkpoint, open_visitors_image
 from modeling_cyclip.data.images import BrokenImageError, class_of, list_images, load_image
+from modeling_cyclip.data.tokenizer import padding_of, positions_of
 from modeling_cyclip.evaluation.consistency import neighbour_votes
 from tests.conftest import COLOURS, coloured_image
+from tests.dual_encoders import KINDS, clip, siglip, vit_and_bert
+from tests.hub.conftest import make_run_folder
 
 
 # What it answers
@@ -29,7 +40,49 @@ from tests.conftest import COLOURS, coloured_image
 
 def test_zero_shot_gives_the_softmax_of_scaled_cosines():
     image, labels = torch.tensor([1.0, 0.0]), torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])
-    assert zero_shot(image, labels, 10.0) == pytest.approx([0.11917, 0.88054, 0.00030], abs=1e-5)
+    found = zero_shot(["a", "b", "c"], image, labels, 10.0)
+    assert found == pytest.approx({"b": 0.88054, "a": 0.11917, "c": 0.00030}, abs=1e-5)
+    assert list(found) == ["b", "a", "c"]
+
+
+def test_zero_shot_with_a_bias_gives_each_label_its_own_sigmoid_in_the_order_of_the_cosines():
+    image, labels = torch.tensor([1.0, 0.0]), torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])
+    found = zero_shot(["a", "b", "c"], image, labels, 10.0, -7.0)
+    assert found == pytest.approx({"b": 0.73106, "a": 0.26894, "c": 0.00091}, abs=1e-5)
+    same = zero_shot(["a", "b", "c"], image, labels, 100.0, 0.0)
+    assert same["a"] == same["b"] == 1 and list(same) == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize("kind", ["clip", *KINDS])
+def test_other_models_answer_as_in_plain_transformers(kind, tmp_path):
+    torch.manual_seed(0)
+    make_run_folder(tmp_path, *{**KINDS, "clip": clip}[kind]())
+    checkpoint = Checkpoint(str(tmp_path))
+    model, processor = AutoModel.from_pretrained(tmp_path).eval(), AutoProcessor.from_pretrained(tmp_path)
+    texts = ["a red square", "yellow", "a photo of a blue picture number 3"]
+    image = coloured_image("green", size=20)
+    inputs = processor(text=texts, images=[image], padding=padding_of(model.config), return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image[0]
+    expected = logits.sigmoid() if kind == "siglip" else logits.softmax(dim=0)
+    embeds = checkpoint.embed_texts(texts)
+    (image_embed,) = checkpoint.embed_images([image])
+    found = zero_shot(texts, image_embed, embeds, checkpoint.logit_scale, checkpoint.logit_bias)
+    assert found == pytest.approx(dict(zip(texts, expected.tolist(), strict=True)), rel=1e-4)
+    # A text is the same beside a longer one, and one that is too long is cut.
+    torch.testing.assert_close(checkpoint.embed_texts(texts[1:2])[0], embeds[1], rtol=1e-4, atol=1e-5)
+    assert checkpoint.max_length == positions_of(model.config)
+    assert checkpoint.embed_texts([" ".join(100 * texts)]).shape == embeds[:1].shape
+
+
+def test_towers_in_half_precision_get_pixels_in_theirs(tmp_path):
+    # A ViT turns them itself.
+    model, processor = vit_and_bert()
+    vision = SwinConfig(image_size=16, patch_size=4, embed_dim=8, depths=[1], num_heads=[2], window_size=4)
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, model.config.text_config)
+    make_run_folder(tmp_path, VisionTextDualEncoderModel(config).bfloat16(), processor)
+    checkpoint = Checkpoint(str(tmp_path))
+    assert checkpoint.embed_images([coloured_image("red")]).shape == checkpoint.embed_texts(["red"]).shape
 
 
 def test_most_similar_ranks_by_cosine_and_gives_no_more_than_there_are():
@@ -214,7 +267,11 @@ def write_space(hub, repo_id: str, folder: Path) -> None:
         (folder / path).write_bytes(content)
 
 
-def test_space_brings_all_that_it_needs_of_the_package(hub, publish, run_folder, images, tmp_path):
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_space_brings_all_that_it_needs_of_the_package(kind, hub, publish, run_folder, images, tmp_path):
+    if kind == "siglip":
+        shutil.rmtree(run_folder)
+        make_run_folder(run_folder, *siglip())
     assert publish(run_folder, "tester/vit", "--with_space", "--space_images", images).returncode == 0
     write_space(hub, "tester/vit", tmp_path / "space")
     code = f"""{ON_THE_HUB}
@@ -222,7 +279,9 @@ from pathlib import Path
 from answers import majority, most_similar
 from checkpoint import Checkpoint, embed_folder
 
-references = embed_folder(Path("images"), Checkpoint("tester/vit"))
+checkpoint = Checkpoint("tester/vit")
+assert checkpoint.embed_texts(["red", "a photo of blue"]).shape[0] == 2
+references = embed_folder(Path("images"), checkpoint)
 found = most_similar(references.embeds[0], references.embeds, 1)
 assert references.paths[found[0][0]] == Path("images/blue/0.png") and majority(references.classes[:4]) == "blue"
 assert references.broken == ["red/broken.png"]
