@@ -15,10 +15,7 @@ status 1. The parts:
 - `compile`: the steps with torch.compile, which takes a minute to compile. By default left out, as is the next.
 - `largest_batch`: the largest batch that fits into memory, by doubling, with the gradient cache and without.
 
-Model-FLOPs utilisation is pairs a second x the model's FLOPs a pair / the device's peak. Of a tower with L layers of width w
-(and 4w in its MLPs) on n tokens, the forward pass takes n L (24 w^2 + 4 n w) FLOPs; to this come the patches and the two
-projections, and the backward pass takes twice the forward one. The passes that the gradient cache repeats, the loss and the
-optimizer count as none. The peak is the data sheet's for dense bf16.
+Utilisation is that of `model_flops.py`.
 """
 
 import collections
@@ -44,6 +41,7 @@ import torch.nn.functional as F
 import transformers
 from loss_cost import CONTENDERS, dense_clip
 from machine import PeakMemory, described, script_parser, timed
+from model_flops import flops_per_pair, known_peak
 from step_memory import TrainingStep, make_inputs
 from trainings import RandomPictures, quiet, shape_pairs, training_arguments
 from transformers import CLIPModel, TrainerCallback
@@ -53,9 +51,6 @@ from modeling_cyclip import CyCLIPConfig, CyCLIPModel, CyCLIPTrainer
 from modeling_cyclip.build_model import MODEL_SIZES, ModelArguments, build_model_and_processor
 from modeling_cyclip.data.shapes import SIDE
 
-
-# Dense bf16, from NVIDIA's data sheets; the first name that the device's contains.
-PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
 
 PRECISIONS = {"fp32": {}, "bf16": {"bf16": True}, "fp16": {"fp16": True}}
 # How far gradients with the cache may be from those without, relative to their norm. In fp32, cuDNN convolves patches in TF32.
@@ -412,27 +407,6 @@ def compile_part(args):
             trainer_loop, args, args.chunk_size, torch_compile=True
         ),
     }
-
-
-def tower_flops(width, layers, tokens):
-    return tokens * layers * (24 * width**2 + 4 * tokens * width)
-
-
-def flops_per_pair(config):
-    """Of the model, forward and backward, for one image and a caption of the full context (77 tokens)."""
-    vision, text = config.vision_config, config.text_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    forward = (
-        tower_flops(vision.hidden_size, vision.num_hidden_layers, patches + 1)
-        + tower_flops(text.hidden_size, text.num_hidden_layers, text.max_position_embeddings)
-        + 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
-        + 2 * config.projection_dim * (vision.hidden_size + text.hidden_size)
-    )
-    return 3 * forward
-
-
-def known_peak(device_name):
-    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
 
 
 # loss
