@@ -1,5 +1,6 @@
 """A dual encoder of two pretrained towers: for locked-image tuning (LiT; Zhai et al., 2022), or for texts in other languages."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,18 +9,24 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
+    BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
     VisionTextDualEncoderProcessor,
 )
+from transformers.image_utils import PILImageResampling
 from transformers.utils import logging
 
 from .dual_encoder import open_whole
 
 
 logger = logging.get_logger(__name__)
+
+TIMM = "timm_wrapper"
+# They name the widths of their stages, of which the last is that of the pooled output.
+CONVNEXTS = ("convnext", "convnextv2", "dinov3_convnext")
 
 READS = {"vision": "pixel_values", "text": "input_ids"}
 
@@ -55,11 +62,15 @@ def pair_towers(
         "text": _open_tower("text", text_name, "text" in frozen),
     }
     image_processor = _open("vision", vision_name, AutoImageProcessor.from_pretrained, "image processor")
+    if towers["vision"].config.model_type == TIMM:
+        image_processor = timm_image_processor(image_processor.data_config)
     if tokenizer is None:
         tokenizer = _open("text", text_name, AutoTokenizer.from_pretrained, "tokenizer")
     configs = [tower.config for tower in towers.values()]
-    if not hasattr(configs[0], "hidden_size") and hasattr(configs[0], "hidden_sizes"):
-        # ConvNext names the widths of its stages. The last one is that of its pooled output, which the dual encoder asks for.
+    # The dual encoder asks for the width of the pooled output.
+    if configs[0].model_type == TIMM:
+        configs[0].hidden_size = towers["vision"].timm_model.head_hidden_size
+    elif configs[0].model_type in CONVNEXTS:
         configs[0].hidden_size = configs[0].hidden_sizes[-1]
     try:
         config = VisionTextDualEncoderConfig.from_vision_text_configs(*configs)
@@ -69,6 +80,41 @@ def pair_towers(
         reason = str(error).splitlines()[0]
         raise ValueError(f"transformers makes no dual encoder of a {names}: {reason}") from error
     return model, VisionTextDualEncoderProcessor(image_processor, tokenizer)
+
+
+def timm_image_processor(data_config: dict[str, Any]) -> BaseImageProcessor:
+    r"""
+    CLIP's image processor with the settings of a timm model: the same pixels but for rounding, a grey level or a pixel of the
+    crop. transformers' own for timm cannot be saved in a processor.
+
+    Args:
+        data_config (`dict`):
+            timm's `input_size`, `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std`.
+
+    Returns:
+        [`~transformers.BaseImageProcessor`]
+
+    Raises:
+        `ValueError`: images that are not square, or a way to crop them that CLIP's processor does not know.
+    """
+    _, height, width = data_config["input_size"]
+    crop_mode = data_config["crop_mode"] or "center"
+    if height != width or crop_mode not in ("center", "squash"):
+        raise ValueError(
+            f"A timm model whose images are {height}x{width} and cropped by the mode {crop_mode} does not train here: only "
+            "square ones by center or squash do."
+        )
+    # Imported only here, since without torchvision transformers logs a line at this import.
+    from transformers import CLIPImageProcessor
+
+    resized = math.floor(height / data_config["crop_pct"])
+    return CLIPImageProcessor(
+        size={"shortest_edge": resized} if crop_mode == "center" else {"height": resized, "width": resized},
+        crop_size=height,
+        resample=PILImageResampling[data_config["interpolation"].upper()],
+        image_mean=data_config["mean"],
+        image_std=data_config["std"],
+    )
 
 
 def _open_tower(kind: str, name: str, is_frozen: bool) -> PreTrainedModel:
@@ -98,6 +144,6 @@ def _open_tower(kind: str, name: str, is_frozen: bool) -> PreTrainedModel:
 def _open(kind: str, name: str, opener: Any, what: str) -> Any:
     try:
         return opener(name)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:  # ImportError: no timm
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--{kind}_model {name}: its {what} cannot be opened: {reason}") from error

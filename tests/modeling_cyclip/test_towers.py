@@ -1,11 +1,15 @@
 """Two pretrained towers make one model, which opens in plain transformers."""
 
+import json
 import logging
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoModel,
+    AutoProcessor,
     BertConfig,
     BertModel,
     ConvNextConfig,
@@ -28,11 +32,12 @@ from transformers import (
     XLMRobertaConfig,
     XLMRobertaModel,
 )
+from transformers.utils import is_timm_available
 
 from modeling_cyclip import CyclicTerms
 from modeling_cyclip.data.tokenizer import context_length
 from modeling_cyclip.dual_encoder import check_embeddings, train_with_terms
-from modeling_cyclip.towers import pair_towers
+from modeling_cyclip.towers import pair_towers, timm_image_processor
 from tests.dual_encoders import POSITIONS, VISION, bert_tokenizer, clip, roberta_tokenizer, siglip, text_config
 
 
@@ -119,7 +124,7 @@ def test_towers_keep_their_weights_and_open_again_as_one_model(paired, tmp_path,
     "vision, text, message",
     [
         ("vit", "siglip", "a SiglipTextModel, which transformers' AutoModel does not open by itself"),
-        ("resnet", "bert", r"cannot embed images of shape \(3, 16, 16\)"),
+        ("resnet", "bert", "makes no dual encoder of a ResNetModel and a BertModel"),
         ("vit", "electra", "cannot embed captions of 16 tokens: .*pooler_output"),
         ("vit", "t5", "VisionTextDualEncoderModel cannot embed captions of 16 tokens"),
     ],
@@ -137,6 +142,64 @@ def test_a_tokenizer_that_is_given_takes_the_place_of_the_text_towers(paired, tm
         path.unlink()
     towers, tokenizer = (str(tmp_path / "vision"), str(tmp_path / "text")), bert_tokenizer()
     assert pair_towers(*towers, tokenizer=tokenizer)[1].tokenizer is tokenizer
+
+
+TIMM = {
+    "input_size": (3, 20, 20),
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+    "interpolation": "bilinear",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("crop_mode, resized", [("center", (33, 22)), ("squash", (22, 22))])
+def test_pixels_of_a_timm_tower_are_resized_and_cropped_as_timm_does(crop_mode, resized):
+    image = Image.effect_noise((60, 40), 100).convert("RGB")
+    processor = timm_image_processor({**TIMM, "crop_mode": crop_mode})
+    pixels = processor(image, return_tensors="pt").pixel_values[0]
+    expected = np.asarray(image.resize(resized, Image.Resampling.BILINEAR)) / 127.5 - 1
+    left = (resized[0] - 20) // 2
+    np.testing.assert_allclose(pixels.permute(1, 2, 0), expected[1:21, left : left + 20], atol=1.01 / 127.5)
+
+
+@pytest.mark.parametrize("wrong", [{"input_size": (3, 20, 30)}, {"crop_mode": "border"}])
+def test_timm_images_that_clips_processor_cannot_make_are_refused(wrong):
+    with pytest.raises(ValueError, match="only square ones by center or squash"):
+        timm_image_processor({**TIMM, **wrong})
+
+
+@pytest.mark.parametrize("architecture", ["resnet10t", "mobilenetv3_small_050"])
+def test_a_timm_tower_opens_again_with_its_image_processor(paired, tmp_path, architecture):
+    timm = pytest.importorskip("timm")
+    paired("vit", "bert")
+    timm.models.save_for_hf(timm.create_model(architecture), tmp_path / "timm", {"num_classes": 1000})
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    del config["model_args"]  # which transformers 5.24 passes twice
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+
+    model, processor = pair_towers(str(tmp_path / "timm"), str(tmp_path / "text"))
+    check_embeddings(model, processor, context_length(processor.tokenizer, model.config))
+    model.save_pretrained(tmp_path / "pair")
+    processor.save_pretrained(tmp_path / "pair")
+    plain, plain_processor = (
+        AutoModel.from_pretrained(tmp_path / "pair"),
+        AutoProcessor.from_pretrained(tmp_path / "pair"),
+    )
+    inputs = plain_processor(text=["a red square"], images=[Image.new("RGB", (40, 30))], return_tensors="pt")
+    with torch.no_grad():
+        assert plain(**inputs).logits_per_image.equal(model.eval()(**inputs).logits_per_image)
+
+
+def test_without_timm_its_towers_are_refused_in_one_line(paired, tmp_path):
+    if is_timm_available():
+        pytest.skip("timm is installed")
+    paired("vit", "bert")
+    (tmp_path / "vision" / "config.json").write_text(json.dumps({"model_type": "timm_wrapper"}))
+    with pytest.raises(ValueError, match="requires the timm library") as error:
+        pair_towers(str(tmp_path / "vision"), str(tmp_path / "text"))
+    assert "\n" not in str(error.value)
 
 
 def test_every_parameter_that_trains_gets_a_gradient(paired):
