@@ -3,8 +3,12 @@
 python evaluation/run_evaluation.py --model_name_or_path OUT --dataset cifar10 --output_dir results
 """
 
-from modeling_cyclip.commands.evaluate import main
+import runpy
+import sys
+from pathlib import Path
 
 
 if __name__ == "__main__":
-    main()
+    # By its path, as bin/cyclip does: importing the package, and torch with it, would take seconds even for --help.
+    program = runpy.run_path(f"{Path(__file__).parents[1]}/modeling_cyclip/__main__.py")
+    sys.exit(program["run"]("evaluate", sys.argv[1:]))

@@ -21,6 +21,7 @@ HELP = """usage: cyclip COMMAND [--ARGUMENT VALUE ...]        (what a command ta
   prepare    bring CC3M, CC12M, COCO or Flickr30k into a form to train and evaluate on
 """
 COMMANDS = ("train", "evaluate", "compare", "publish", "card", "convert", "merge", "prepare")
+ASKS_FOR_HELP = {"-h", "--help"}
 
 # Programs that accelerate can start in several processes, and its options for the number and place of the processes.
 LAUNCHED = ("train", "evaluate")
@@ -29,23 +30,28 @@ LAUNCH_OPTIONS = ("num_processes", "num_machines", "machine_rank", "main_process
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ASKS_FOR_HELP:
         print(HELP, end="")
         return 0
     command, arguments = argv[0], argv[1:]
     if command not in COMMANDS:
         print(f"cyclip: there is no command {command}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if "-h" in arguments or "--help" in arguments:
+    if command in LAUNCHED and not ASKS_FOR_HELP.intersection(arguments):
+        options, own = split_launch_options(arguments)
+        if options:
+            return launch(command, options, own)
+    sys.argv[0] = f"cyclip {command}"
+    return run(command, arguments)
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Runs a program in this process, or prints its help. The scripts beside the package call this, too."""
+    if ASKS_FOR_HELP.intersection(arguments):
         # write_help.py has stored the program's own help, since running the program imports torch and transformers.
         help_file = Path(__file__).parent / "commands" / "help" / f"{command}.txt"
         print(help_file.read_text(encoding="utf-8"), end="")
         return 0
-    if command in LAUNCHED:
-        options, arguments = split_launch_options(arguments)
-        if options:
-            return launch(command, options, arguments)
-    sys.argv[0] = f"cyclip {command}"
     return import_module(f"modeling_cyclip.commands.{command}").main(arguments) or 0
 
 

@@ -3,8 +3,12 @@
 python training/run_comparison.py --config training/recipes/comparisons/emoji.yaml
 """
 
-from modeling_cyclip.commands.compare import main
+import runpy
+import sys
+from pathlib import Path
 
 
 if __name__ == "__main__":
-    main()
+    # By its path, as bin/cyclip does: importing the package, and torch with it, would take seconds even for --help.
+    program = runpy.run_path(f"{Path(__file__).parents[1]}/modeling_cyclip/__main__.py")
+    sys.exit(program["run"]("compare", sys.argv[1:]))

@@ -1,6 +1,7 @@
 """`cyclip`: one name for every program, that answers before it imports."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,13 @@ from modeling_cyclip.commands.write_help import help_text
 
 PACKAGE = Path(__file__).parents[2] / "modeling_cyclip"
 CYCLIP = Path(sys.executable).with_name("cyclip")
+# What a clone has beside the package, by command.
+SCRIPTS = {
+    "train": "training/run_cyclip.py",
+    "compare": "training/run_comparison.py",
+    "evaluate": "evaluation/run_evaluation.py",
+    "publish": "model_cards/publish.py",
+}
 
 
 def run(*arguments, cwd=None):
@@ -42,18 +50,38 @@ def test_help_of_prepare_has_the_options_of_both_its_parts(capsys):
     assert "--max_aspect_ratio" in said and "--image_dir" in said
 
 
-def test_help_imports_nothing_heavy():
-    for arguments in (["--help"], ["train", "--help"]):
-        code = (
-            "import runpy, sys\n"
-            f"sys.argv[1:] = {arguments}\n"
-            "try:\n"
-            f"    runpy.run_path({str(PACKAGE / '__main__.py')!r}, run_name='__main__')\n"
-            "except SystemExit:\n"
-            "    pass\n"
-            "assert not {'torch', 'transformers', 'modeling_cyclip'} & set(sys.modules)"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+@pytest.mark.parametrize(
+    "script, arguments",
+    [("modeling_cyclip/__main__.py", []), ("modeling_cyclip/__main__.py", ["train"]), *((script, []) for script in SCRIPTS.values())],
+)  # fmt: skip
+def test_help_imports_nothing_heavy(script, arguments):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv[1:] = {[*arguments, '--help']}\n"
+        "try:\n"
+        f"    runpy.run_path({str(PACKAGE.parent / script)!r}, run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "assert not {'torch', 'transformers', 'modeling_cyclip'} & set(sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said.startswith("usage: cyclip ")
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_scripts_run_their_command_and_name_themselves_in_errors(command, monkeypatch, capsys):
+    script = PACKAGE.parent / SCRIPTS[command]
+
+    def run_with(argument):
+        monkeypatch.setattr(sys, "argv", [str(script), argument])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(script), run_name="__main__")
+        return ended.value.code, capsys.readouterr()
+
+    status, said = run_with("-h")
+    assert status == 0 and said.out == (PACKAGE / f"commands/help/{command}.txt").read_text(encoding="utf-8")
+    status, said = run_with("--wrong")
+    assert status == 2 and f"{script.name}: error: " in said.err
 
 
 def test_an_unknown_command_is_named_with_those_that_there_are():
