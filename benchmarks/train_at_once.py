@@ -59,7 +59,7 @@ FOLLOWED = {
     "bf16": False, "fp16": False, "gradient_cache_chunk_size": None, "max_grad_norm": 0.0, "optim": "adamw_torch_fused",
     "vision_learning_rate": None, "text_learning_rate": None, "eval_strategy": "no", "full_determinism": False,
     "cyclic_reference_batch_size": None, "config_name": None, "vision_model": None, "lora_rank": None, "save_dtype": "float32",
-    "random_resized_crop": None, "validation_file": None, "validation_shards": None, "eval_zero_shot": None,
+    "random_resized_crop": None, "patch_dropout": 0.0, "validation_file": None, "validation_shards": None, "eval_zero_shot": None,
 }  # fmt: skip
 
 

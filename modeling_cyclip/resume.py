@@ -114,8 +114,9 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in told.items() if name not in WITHOUT_EFFECT}
     settings["pairs a step"] = record["training"]["per_device_train_batch_size"] * record["processes"]
     settings["training_pairs"], settings["captions"] = record["training_pairs"], record["captions"]
-    # Records before version 0.1.0 lack these two, which were then always these.
+    # Records before version 0.1.0 lack these, which were then always these.
     settings["cyclic_max_gradient_share"] = record.get("cyclic_max_gradient_share")
     settings.update(record.get("cyclic_terms", {}))
     settings.setdefault("cyclic_start_ratio", 0.0)
+    settings.setdefault("patch_dropout", 0.0)
     return settings

@@ -49,6 +49,7 @@ from .gradient_cache import cached_step
 from .health import HealthCallback, caption_keys
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import ClampLogitScale, decay_parameter_names, set_tower_learning_rates
+from .patch_dropout import patch_dropout
 from .preemption import PreemptionCallback, start_worker
 from .resume import compare_runs, find_checkpoint
 from .run_record import run_record, write_run_record
@@ -284,7 +285,7 @@ class CyCLIPTrainer(Trainer):
         # At the end, transformers would by this limit delete the newest checkpoint for the best.
         self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with self._preemption or nullcontext():
+            with self._preemption or nullcontext(), patch_dropout(self.model, self.args.patch_dropout):
                 output = super().train(checkpoint, *args, **kwargs)
         finally:
             self.args.save_total_limit = self._save_total_limit

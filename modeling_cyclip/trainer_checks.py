@@ -14,6 +14,7 @@ from .configuration_cyclip import CyclicTerms
 from .data.samples import check_columns
 from .dual_encoder import check_dual_encoder, has_sigmoid_loss
 from .modeling_cyclip import CyCLIPModel
+from .patch_dropout import find_patches
 from .training_args import CyCLIPTrainingArguments
 
 
@@ -61,6 +62,17 @@ def check_trainer(
         )
     if not isinstance(args, CyCLIPTrainingArguments):
         raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
+    if args.patch_dropout > 0:
+        if find_patches(model) is None:
+            raise ValueError(
+                f"`patch_dropout` leaves out patches of a CLIP's or a SigLIP's ViT, and a {type(model).__name__} with this vision "
+                "tower has none of them: leave it out."
+            )
+        if not any(parameter.requires_grad for parameter in model.vision_model.parameters()):
+            raise ValueError(
+                "`patch_dropout` is for a vision tower that trains, and this one is frozen: it would only see less of the images. "
+                "Leave it out."
+            )
     for dataset in datasets:
         if isinstance(dataset, IterableDataset):
             raise ValueError(

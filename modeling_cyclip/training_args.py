@@ -49,6 +49,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
         no_duplicate_captions (`bool`, *optional*, defaults to `True`):
             Whether to keep samples with the same caption out of one batch, where they would be negatives of each other.
             This needs a `datasets.Dataset` with enough different captions. If there are too few, a warning says so.
+        patch_dropout (`float`, *optional*, defaults to 0.0):
+            Share of the patches, in [0, 1), that a training step leaves out of each image, others each time, to save time and
+            memory ([FLIP](https://huggingface.co/papers/2212.00794)). The vision tower must be the ViT of a CLIP or a SigLIP.
+            Evaluations read all patches, and so does the trained model.
         vision_learning_rate (`float`, *optional*):
             Peak learning rate of the vision tower and its projection. `None` takes `learning_rate`.
         overwrite_output_dir (`bool`, *optional*, defaults to `False`):
@@ -97,6 +101,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
         default=None, help="Pairs embedded at once: the memory of these, but the gradients of the whole batch."
     )
     no_duplicate_captions: bool = HfArg(default=True, help="Keep two samples with the same caption out of one batch.")
+    patch_dropout: float = HfArg(
+        default=0.0,
+        help="Share of the patches that a training step leaves out of each image, to save time (FLIP: 0.5).",
+    )
     vision_learning_rate: float | None = HfArg(
         default=None, help="Peak learning rate of the vision tower (default: --learning_rate)."
     )
@@ -193,6 +201,10 @@ class CyCLIPTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`train_sampling_strategy` must be 'random', got {self.train_sampling_strategy!r}: what meets in a batch "
                 "are each other's negatives."
+            )
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(
+                f"`patch_dropout` is a share of the patches, at least 0 and below 1, got {self.patch_dropout}."
             )
         if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
             raise ValueError(f"`gradient_cache_chunk_size` must be at least 1, got {self.gradient_cache_chunk_size}.")
