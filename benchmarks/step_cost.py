@@ -35,13 +35,13 @@ class Ends(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def make_trainer(size, batch_size, image_size, steps, folder, ends):
+def make_trainer(size, batch_size, image_size, steps, folder, ends, **options):
     pairs = shape_pairs() if size == "nano" else RandomPictures(image_size, steps * batch_size)
     captions = [pair["caption"] for pair in pairs] if size == "nano" else pairs.captions
     torch.manual_seed(0)
     arguments = ModelArguments(model_size=size, image_size=image_size, vocab_size=600)
     model, processor = build_model_and_processor(arguments, captions)
-    options = {"use_cpu": True, "save_strategy": "no", "logging_steps": 10, "num_train_epochs": 100}
+    options = {"use_cpu": True, "save_strategy": "no", "logging_steps": 10, "num_train_epochs": 100, **options}
     arguments = training_arguments(folder, steps, batch_size, **options)
     return quiet(CyCLIPTrainer(model, arguments, pairs, processing_class=processor, callbacks=[ends]))
 
