@@ -42,7 +42,7 @@ class ModelArguments:
     )
     vision_model: str | None = HfArg(
         default=None,
-        help="Pretrained vision tower, a folder or a Hub id, to pair with --text_model: ViT, DINOv2, Swin.",
+        help="Pretrained vision tower, a folder or a Hub id, to pair with --text_model: ViT, DINOv2, Swin, or one of timm.",
     )
     text_model: str | None = HfArg(
         default=None,

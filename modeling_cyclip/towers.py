@@ -144,6 +144,10 @@ def _open_tower(kind: str, name: str, is_frozen: bool) -> PreTrainedModel:
 def _open(kind: str, name: str, opener: Any, what: str) -> Any:
     try:
         return opener(name)
-    except (ImportError, OSError, ValueError) as error:  # ImportError: no timm
+    except ImportError as error:
+        raise ValueError(
+            f"--{kind}_model {name}: its {what} cannot be opened: {' '.join(str(error).split())}"
+        ) from error
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--{kind}_model {name}: its {what} cannot be opened: {reason}") from error
