@@ -11,26 +11,22 @@ registry) and writes into the folder:
 - `train`: four styles to train on. A caption is the name and a random part of the keywords; several drawings of it lie in a
   list. Flags and symbols are left out here and in the tests, since their pictures do not tell their names.
 - `fluent_flat`, `noto_v1_blob`, `openmoji_black`: three other styles to test on, with the name as the label.
+- `first_half` and `second_half`: `train`, cut in two by name; `first_half_test` and `second_half_test`: `fluent_flat` likewise.
 - `drawings` and `drawings_test`: half of the line drawings of openmoji_black with captions, to tune a trained model on, and the
   other half with the name as the label.
 """
 
 import argparse
-import hashlib
 import io
 import json
-import os
 import random
 import re
 import sys
-import tarfile
-from base64 import b64encode
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from urllib.request import urlopen
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
+from npm import download
 from PIL import Image as PILImage
 from PIL import ImageOps, ImageStat
 
@@ -72,27 +68,6 @@ TRAIN_STYLES = ["noto", "twemoji", "openmoji", "fluent_3d"]
 TEST_STYLES = ["fluent_flat", "noto_v1_blob", "openmoji_black"]
 LEFT_OUT_GROUPS = {"flags", "symbols"}
 CAPTIONS_PER_IMAGE = 16
-
-
-def download(package: str) -> dict[str, bytes]:
-    """The files of a package by their path in it."""
-    version, sha512 = PACKAGES[package]
-    registry = os.environ.get("npm_config_registry", "https://registry.npmjs.org").rstrip("/")
-    url = f"{registry}/{package}/-/{package.split('/')[-1]}-{version}.tgz"
-    try:
-        with urlopen(url, timeout=60) as response:
-            archive = response.read()
-    except (OSError, HTTPException) as error:
-        raise ValueError(
-            f"{url} could not be downloaded ({error}). Is the npm registry within reach? "
-            "The environment variable npm_config_registry names another one."
-        ) from error
-    if b64encode(hashlib.sha512(archive).digest()).decode() != sha512:
-        raise ValueError(
-            f"{url} is not the archive expected: its sha512 differs from the one in {Path(__file__).name}."
-        )
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        return {entry.name.partition("/")[2]: tar.extractfile(entry).read() for entry in tar if entry.isfile()}
 
 
 def read_emoji(files: dict[str, bytes]) -> tuple[list[dict], list[str]]:
@@ -226,9 +201,19 @@ def training_and_test_sets(styles: DatasetDict) -> dict[str, Dataset]:
     train = concatenate_datasets([styles[style] for style in TRAIN_STYLES])
     train = train.map(captions, input_columns=["name", "keywords", "codepoint", "vendor"])
     sets = {"train": train.select_columns(["image", "captions"])}
+    in_first_half = set(names.names[::2])
+    halves_of_names = {
+        "first_half": lambda name: name in in_first_half,
+        "second_half": lambda name: name not in in_first_half,
+    }
+    for half, belongs in halves_of_names.items():
+        sets[half] = train.filter(belongs, input_columns="name").select_columns(["image", "captions"])
     for style in TEST_STYLES:
         labelled = styles[style].rename_column("name", "label").cast_column("label", names)
         sets[style] = labelled.select_columns(["image", "label", "group"])
+    for half, belongs in halves_of_names.items():
+        of_half = [row for row, name in enumerate(styles["fluent_flat"]["name"]) if belongs(name)]
+        sets[f"{half}_test"] = sets["fluent_flat"].select(of_half)
     drawings = styles["openmoji_black"]
     halves = range(0, len(drawings), 2), range(1, len(drawings), 2)
     tuned_on = drawings.select(halves[0]).map(captions, input_columns=["name", "keywords", "codepoint", "vendor"])
@@ -242,11 +227,11 @@ def main():
     parser.add_argument("target", type=Path, help="folder to write to")
     args = parser.parse_args()
 
-    rows, groups = read_emoji(download("emojibase-data"))
+    rows, groups = read_emoji(download("emojibase-data", *PACKAGES["emojibase-data"]))
     styles = DatasetDict()
     (args.target / "set" / "data").mkdir(parents=True, exist_ok=True)
     for style, (package, *_) in STYLES.items():
-        styles[style] = build_style(style, rows, groups, download(package))
+        styles[style] = build_style(style, rows, groups, download(package, *PACKAGES[package]))
         styles[style].to_parquet(args.target / "set" / "data" / f"{style}-00000-of-00001.parquet")
         print(f"set, {style}: {len(styles[style])} images")
     (args.target / "set" / "README.md").write_text(readme(styles), encoding="utf-8")
