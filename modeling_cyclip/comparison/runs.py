@@ -242,7 +242,10 @@ def _check(run: Run) -> None:
             raise ValueError(f"{run.name}: {message}") from error
     if training_args.push_to_hub or data_args.overfit_check is not None:
         raise ValueError("A comparison takes neither push_to_hub nor overfit_check: leave them out of the recipe.")
-    if run.recorded().get("arguments") not in (None, _arguments(run)):
+    recorded, planned = run.recorded().get("arguments"), _arguments(run)
+    if recorded is not None and (
+        recorded["recipe"] != planned["recipe"] or _by_name(recorded["argv"]) != _by_name(planned["argv"])
+    ):
         raise ValueError(
             f"{run.folder} holds a training with other arguments. Take another --output_dir, or delete that folder."
         )
@@ -253,6 +256,17 @@ def _arguments(run: Run) -> dict:
     argv = list(run.argv)
     del argv[2:4]  # the output folder may move
     return {"recipe": yaml.safe_load(Path(argv.pop(1)).read_text()), "argv": argv[1:]}
+
+
+def _by_name(argv: list[str]) -> dict[str, list[str]]:
+    """Arguments without their order, which says nothing."""
+    named: dict[str, list[str]] = {}
+    for part in argv:
+        if part.startswith("--"):
+            values = named[part] = []
+        else:
+            values.append(part)
+    return named
 
 
 def train_runs(runs: list[Run], num_parallel: int = 1, launcher: str | None = None) -> None:

@@ -167,6 +167,13 @@ def test_trainings_of_another_recipe_are_refused(arguments, trainer_script, tmp_
         plan_runs(args)
 
 
+def test_the_order_of_arguments_makes_no_other_training(arguments, trainer_script):
+    overrides = {"learning_rate": 1e-4, "num_train_epochs": 2}
+    train_runs(plan_runs(ComparisonArguments(**arguments, seeds=[0], overrides=overrides)))
+    turned = dict(reversed(overrides.items()))
+    assert all(run.cost() for run in plan_runs(ComparisonArguments(**arguments, seeds=[0], overrides=turned)))
+
+
 @pytest.fixture
 def held(arguments, trainer_script):
     """A comparison that runs in a process of its own, and its training, which ends when the file `hold` is removed."""
