@@ -1,6 +1,7 @@
 """`cyclip`, or `python -m modeling_cyclip`: runs every program of the package, and imports a program only to run it."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ LAUNCH_OPTIONS = ("num_processes", "num_machines", "machine_rank", "main_process
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ASKS_FOR_HELP:
-        print(HELP, end="")
+        show(HELP)
         return 0
     command, arguments = argv[0], argv[1:]
     if command not in COMMANDS:
@@ -50,9 +51,17 @@ def run(command: str, arguments: list[str]) -> int:
     if ASKS_FOR_HELP.intersection(arguments):
         # write_help.py has stored the program's own help, since running the program imports torch and transformers.
         help_file = Path(__file__).parent / "commands" / "help" / f"{command}.txt"
-        print(help_file.read_text(encoding="utf-8"), end="")
+        show(help_file.read_text(encoding="utf-8"))
         return 0
     return import_module(f"modeling_cyclip.commands.{command}").main(arguments) or 0
+
+
+def show(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # Whoever reads, such as `head`, has read enough. Python would try once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def split_launch_options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -44,6 +44,16 @@ def test_shipped_help_is_what_the_program_says(command, capsys):
     assert capsys.readouterr().out.split() == help_text(command).split()
 
 
+def test_help_ends_quietly_when_its_reader_has_read_enough():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as pipe:
+        said = subprocess.run(
+            [sys.executable, PACKAGE / "__main__.py", "train", "--help"], stdout=pipe, stderr=subprocess.PIPE
+        )
+    assert said.returncode == 0 and said.stderr == b""
+
+
 def test_help_of_prepare_has_the_options_of_both_its_parts(capsys):
     assert main(["prepare", "urls", "--help"]) == 0
     said = capsys.readouterr().out
