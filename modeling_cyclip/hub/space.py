@@ -17,6 +17,8 @@ CODE = {name: PAGE / name for name in ("app.py", "answers.py", "checkpoint.py", 
     f"{PACKAGE.name}/{name}": PACKAGE / name for name in ("data/images.py", "evaluation/ranking.py")
 }
 CHECKPOINT = "checkpoint.json"
+# What the page needs beside its requirements.txt, by the type of the vision tower. timm brings torchvision along.
+PACKAGES = {"timm_wrapper": "timm", "dinov3_vit": "torchvision", "dinov3_convnext": "torchvision"}
 
 
 def publish_space(
@@ -98,6 +100,8 @@ def plan_space(
     checkpoint = {"name": repo_id, "revision": revision, "trust_remote_code": "auto_map" in config}
     uploads: dict[str, Path | bytes] = {**CODE, CARD: str(card).encode()}
     uploads[CHECKPOINT] = (json.dumps(checkpoint, indent=2) + "\n").encode()
+    if (package := PACKAGES.get(config.get("vision_config", {}).get("model_type"))) is not None:
+        uploads["requirements.txt"] = CODE["requirements.txt"].read_bytes() + f"{package}\n".encode()
     if images is None:
         return uploads, []
     uploads |= {f"images/{path.relative_to(images).as_posix()}": path for path in space_images(images)}

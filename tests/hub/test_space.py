@@ -30,6 +30,8 @@ from model_cards.space.checkpoint import Checkpoint, open_visitors_image
 from modeling_cyclip.data.images import BrokenImageError, class_of, list_images, load_image
 from modeling_cyclip.data.tokenizer import padding_of, positions_of
 from modeling_cyclip.evaluation.consistency import neighbour_votes
+from modeling_cyclip.hub.publish import NOTHING
+from modeling_cyclip.hub.space import plan_space
 from tests.conftest import COLOURS, coloured_image
 from tests.dual_encoders import KINDS, clip, siglip, vit_and_bert
 from tests.hub.conftest import make_run_folder
@@ -202,6 +204,18 @@ def test_space_is_published_beside_the_model(hub, publish, run_folder, images):
 
     done = publish(run_folder, "tester/vit", "--with_space")
     assert done.returncode == 0 and len(hub.repos["spaces/tester/vit"].log) == 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    "vision_type, added", [("vit", []), ("timm_wrapper", ["timm"]), ("dinov3_vit", ["torchvision"])]
+)
+def test_space_installs_what_the_vision_tower_needs(vision_type, added, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"model_type": vision_type}}))
+    uploads, _ = plan_space(tmp_path, "tester/vit", NOTHING)
+    requirements = uploads["requirements.txt"]
+    if isinstance(requirements, Path):
+        requirements = requirements.read_bytes()
+    assert requirements.decode().splitlines()[6:] == added and b"transformers" in requirements
 
 
 def test_space_is_as_private_as_a_model_and_named_with_its_namespace(hub, publish, run_folder):
