@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
-    print(f"{described('cpu')}\n\n| | share | ms a step | ratio of medians by round [quartiles] |\n|---|---|---|---|")
+    rows = []
     for size in args.cases:
         times = {share: [] for share in (0.0, *args.shares)}
         for _ in range(args.rounds):
@@ -46,11 +46,13 @@ def main():
             ]
             low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
             all_steps = [step for steps in rounds for step in steps]
-            print(
+            rows.append(
                 f"| {size}, {CASES[size][0]} pairs | {share:g} | {statistics.median(all_steps):.1f} | "
-                f"{middle:.3f} [{low:.3f}, {high:.3f}] |",
-                flush=True,
+                f"{middle:.3f} [{low:.3f}, {high:.3f}] |"
             )
+    # At the end, since training a tokenizer prints empty lines.
+    print(f"{described('cpu')}\n\n| | share | ms a step | ratio of medians by round [quartiles] |\n|---|---|---|---|")
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":
