@@ -24,7 +24,7 @@ def download(package: str, version: str, sha512: str) -> dict[str, bytes]:
             f"{url} could not be downloaded ({error}). Is the npm registry within reach? "
             "The environment variable npm_config_registry names another one."
         ) from error
-    if b64encode(hashlib.sha512(archive).digest()).decode() != sha512:
-        raise ValueError(f"{url} is not the archive expected: its sha512 differs from the one that stands here.")
+    if (found := b64encode(hashlib.sha512(archive).digest()).decode()) != sha512:
+        raise ValueError(f"{url} is not the archive expected: its sha512 is {found} and not {sha512}.")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         return {entry.name.partition("/")[2]: tar.extractfile(entry).read() for entry in tar if entry.isfile()}

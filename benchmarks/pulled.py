@@ -39,6 +39,10 @@ if __name__ == "__main__":
     # As Python would be started: a strength, "-m", the program, and its arguments.
     if len(sys.argv) < 4:
         sys.exit(__doc__)
+    if "--lora_rank" in sys.argv:
+        sys.exit(
+            "error: an adapter begins at zero, where weight decay pulls it already: leave out the arms by LoRA (--arms)"
+        )
     STRENGTH = float(sys.argv[1])
     train.CyCLIPTrainer = PulledTrainer
     train.main(sys.argv[4:])

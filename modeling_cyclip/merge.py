@@ -13,9 +13,9 @@ from .dual_encoder import open_dual_encoder, open_processor
 from .modeling_cyclip import CyCLIPModel
 
 
-# Settings that change what weights mean, but none of their names and shapes. A BERT and a RoBERTa have the same, for one. The
-# architecture is the name of a timm model. A tower that has no such setting keeps none.
-TOWER_SETTINGS = ("model_type", "hidden_act", "num_attention_heads", "pooler_act", "rope_theta", "architecture")
+# Settings that change what weights mean, but none of their names and shapes: a BERT's and a RoBERTa's are equal. A setting that a
+# tower lacks counts as `None`.
+TOWER_SETTINGS = ("model_type", "hidden_act", "num_attention_heads", "pooler_act", "rope_theta")
 
 
 def merge_checkpoints(

@@ -47,12 +47,14 @@ def patch_dropout(model: nn.Module, share: float) -> Iterator[None]:
         model ([`~transformers.PreTrainedModel`]):
             A model in which [`find_patches`] finds some.
         share (`float`):
-            The share of the patches to leave out, in [0, 1), to the nearest number. One at least is kept. 0 draws nothing.
+            The share of the patches to leave out, in [0, 1), rounded to a whole number of them. One at least is kept. 0 draws nothing.
     """
     if share == 0:
         yield
         return
     embeddings, num_before = find_patches(model)
+    # A model that was compiled without a hook would go on without it.
+    torch.compiler.reset()
     hook = embeddings.register_forward_hook(partial(_leave_out, share=share, num_before=num_before))
     try:
         yield

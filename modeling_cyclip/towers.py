@@ -25,8 +25,6 @@ from .dual_encoder import open_whole
 logger = logging.get_logger(__name__)
 
 TIMM = "timm_wrapper"
-# They name the widths of their stages, of which the last is that of the pooled output.
-CONVNEXTS = ("convnext", "convnextv2", "dinov3_convnext")
 
 READS = {"vision": "pixel_values", "text": "input_ids"}
 
@@ -70,7 +68,8 @@ def pair_towers(
     # The dual encoder asks for the width of the pooled output.
     if configs[0].model_type == TIMM:
         configs[0].hidden_size = towers["vision"].timm_model.head_hidden_size
-    elif configs[0].model_type in CONVNEXTS:
+    elif not hasattr(configs[0], "hidden_size") and hasattr(configs[0], "hidden_sizes"):
+        # Of its stages, as in ConvNext. The last one is that of the pooled output.
         configs[0].hidden_size = configs[0].hidden_sizes[-1]
     try:
         config = VisionTextDualEncoderConfig.from_vision_text_configs(*configs)
@@ -98,11 +97,11 @@ def timm_image_processor(data_config: dict[str, Any]) -> BaseImageProcessor:
         `ValueError`: images that are not square, or a way to crop them that CLIP's processor does not know.
     """
     _, height, width = data_config["input_size"]
-    crop_mode = data_config["crop_mode"] or "center"
-    if height != width or crop_mode not in ("center", "squash"):
+    crop_mode, interpolation = data_config["crop_mode"] or "center", data_config["interpolation"].upper()
+    if height != width or crop_mode not in ("center", "squash") or interpolation not in PILImageResampling.__members__:
         raise ValueError(
-            f"A timm model whose images are {height}x{width} and cropped by the mode {crop_mode} does not train here: only "
-            "square ones by center or squash do."
+            f"A timm model whose images are {height}x{width}, cropped by the mode {crop_mode} and resized by {interpolation.lower()} does "
+            "not train here: only square ones by center or squash do, resized in a way that Pillow has."
         )
     # Imported only here, since without torchvision transformers logs a line at this import.
     from transformers import CLIPImageProcessor
@@ -111,7 +110,7 @@ def timm_image_processor(data_config: dict[str, Any]) -> BaseImageProcessor:
     return CLIPImageProcessor(
         size={"shortest_edge": resized} if crop_mode == "center" else {"height": resized, "width": resized},
         crop_size=height,
-        resample=PILImageResampling[data_config["interpolation"].upper()],
+        resample=PILImageResampling[interpolation],
         image_mean=data_config["mean"],
         image_std=data_config["std"],
     )
@@ -144,10 +143,6 @@ def _open_tower(kind: str, name: str, is_frozen: bool) -> PreTrainedModel:
 def _open(kind: str, name: str, opener: Any, what: str) -> Any:
     try:
         return opener(name)
-    except ImportError as error:
-        raise ValueError(
-            f"--{kind}_model {name}: its {what} cannot be opened: {' '.join(str(error).split())}"
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ImportError, OSError, TypeError, ValueError) as error:  # the first and the third are timm's
+        reason = " ".join(str(error).split())
         raise ValueError(f"--{kind}_model {name}: its {what} cannot be opened: {reason}") from error

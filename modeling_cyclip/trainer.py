@@ -475,18 +475,18 @@ class CyCLIPTrainer(Trainer):
             rotate_checkpoints(run_dir, self._save_total_limit, checkpoint, self.state.best_model_checkpoint)
 
     @property
-    def _loads_by_module_names(self) -> bool:
-        """Whether transformers' Trainer finds all weights of a checkpoint. FSDP gathers and loads them in its own way."""
+    def _transformers_finds_all_weights(self) -> bool:
+        """Whether transformers' own loading of a checkpoint does: of a CyCLIPModel, and FSDP's of every model."""
         return isinstance(self.model, CyCLIPModel) or self.is_fsdp_enabled
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._loads_by_module_names:
+        if self._transformers_finds_all_weights:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_weights(self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self._loads_by_module_names:
+        if self._transformers_finds_all_weights:
             super()._load_best_model()
         else:
             load_weights(self.model, self.state.best_model_checkpoint)

@@ -68,6 +68,11 @@ def check_trainer(
                 f"`patch_dropout` leaves out patches of a CLIP's or a SigLIP's ViT, and a {type(model).__name__} with this vision "
                 "tower has none of them: leave it out."
             )
+        if round(args.patch_dropout * (num_patches := find_patches(model)[0].num_patches)) == 0:
+            raise ValueError(
+                f"`patch_dropout` {args.patch_dropout} leaves out none of the {num_patches} patches of an image: take "
+                f"{1 / num_patches:.2g} or more."
+            )
         if not any(parameter.requires_grad for parameter in model.vision_model.parameters()):
             raise ValueError(
                 "`patch_dropout` is for a vision tower that trains, and this one is frozen: it would only see less of the images. "

@@ -48,7 +48,7 @@ class Checkpoint:
         bias = getattr(self.model, "logit_bias", None)  # where the loss was SigLIP's
         self.logit_bias = None if bias is None else bias.item()
         text_config, tokenizer = self.model.config.text_config, self.processor.tokenizer
-        # RoBERTa's positions are two more than the tokens that it reads, which its tokenizer knows.
+        # RoBERTa has two positions more than it reads tokens. The tokenizer of a trained model knows how many these are.
         self.max_length = min(text_config.max_position_embeddings, tokenizer.model_max_length)
         # SigLIP reads a text at its last position, padding or not.
         self.padding = "max_length" if "siglip" in text_config.model_type else "longest"

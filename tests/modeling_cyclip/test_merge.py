@@ -259,6 +259,14 @@ def test_different_settings_of_two_towers(tower, change, message):
         average_weights(start, other)
 
 
+def test_different_frequencies_of_rotary_positions():
+    start, end = siglip()[0], siglip()[0]
+    for model, theta in ((start, 100.0), (end, 10_000.0)):
+        model.config.vision_config.rope_theta = theta  # as a DINOv3 has
+    with pytest.raises(ValueError, match=r"vision_config\.rope_theta is 100.0 in the start, 10000.0 in the end"):
+        average_weights(start, end)
+
+
 def test_different_vocabularies_of_another_dual_encoder(tmp_path):
     start, end = save_other(tmp_path / "start", "siglip", 1), save_other(tmp_path / "end", "siglip", 2)
     vocabulary = (end / "tokenizer.json").read_text()

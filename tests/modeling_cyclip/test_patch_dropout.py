@@ -171,6 +171,14 @@ def test_switches_of_precision_and_memory_change_no_draw(make_trainer, new_model
     assert losses(switched) == pytest.approx(losses(plain), rel=tolerance)
 
 
+def test_a_model_compiled_before_leaves_out_patches_too(config):
+    for share, kept in ((0.0, NUM_PATCHES), (0.5, NUM_PATCHES // 2)):
+        model = CyCLIPModel(config).train()
+        with patch_dropout(model, share):
+            tower = torch.compile(model.vision_model, backend="eager")
+            assert tower(pixel_values=PIXELS).last_hidden_state.shape[1] == 1 + kept
+
+
 def test_the_trained_model_reads_all_patches_in_plain_transformers(make_trainer, model, tmp_path):
     names = set(model.state_dict())
     trainer = make_trainer(model)
@@ -201,6 +209,13 @@ def test_a_frozen_tower_is_refused(make_trainer, model):
     model.vision_model.requires_grad_(False)
     with pytest.raises(ValueError, match="for a vision tower that trains, and this one is frozen"):
         make_trainer(model)
+
+
+def test_a_share_that_leaves_out_no_patch_is_refused(make_trainer, model):
+    with pytest.raises(
+        ValueError, match=f"leaves out none of the {NUM_PATCHES} patches of an image: take 0.25 or more"
+    ):
+        make_trainer(model, patch_dropout=0.1)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])

@@ -124,7 +124,7 @@ def test_towers_keep_their_weights_and_open_again_as_one_model(paired, tmp_path,
     "vision, text, message",
     [
         ("vit", "siglip", "a SiglipTextModel, which transformers' AutoModel does not open by itself"),
-        ("resnet", "bert", "makes no dual encoder of a ResNetModel and a BertModel"),
+        ("resnet", "bert", r"cannot embed images of shape \(3, 16, 16\)"),
         ("vit", "electra", "cannot embed captions of 16 tokens: .*pooler_output"),
         ("vit", "t5", "VisionTextDualEncoderModel cannot embed captions of 16 tokens"),
     ],
@@ -164,22 +164,27 @@ def test_pixels_of_a_timm_tower_are_resized_and_cropped_as_timm_does(crop_mode, 
     np.testing.assert_allclose(pixels.permute(1, 2, 0), expected[1:21, left : left + 20], atol=1.01 / 127.5)
 
 
-@pytest.mark.parametrize("wrong", [{"input_size": (3, 20, 30)}, {"crop_mode": "border"}])
+@pytest.mark.parametrize("wrong", [{"input_size": (3, 20, 30)}, {"crop_mode": "border"}, {"interpolation": "random"}])
 def test_timm_images_that_clips_processor_cannot_make_are_refused(wrong):
     with pytest.raises(ValueError, match="only square ones by center or squash"):
         timm_image_processor({**TIMM, **wrong})
 
 
-@pytest.mark.parametrize("architecture", ["resnet10t", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "architecture", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"]
+)
 def test_a_timm_tower_opens_again_with_its_image_processor(paired, tmp_path, architecture):
     timm = pytest.importorskip("timm")
     paired("vit", "bert")
     timm.models.save_for_hf(timm.create_model(architecture), tmp_path / "timm", {"num_classes": 1000})
+    towers = str(tmp_path / "timm"), str(tmp_path / "text")
+    with pytest.raises(ValueError, match=r"its model cannot be opened: .*multiple values for .*'num_classes'"):
+        pair_towers(*towers)
     config = json.loads((tmp_path / "timm" / "config.json").read_text())
-    del config["model_args"]  # which transformers 5.24 passes twice
+    del config["model_args"]
     (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
 
-    model, processor = pair_towers(str(tmp_path / "timm"), str(tmp_path / "text"))
+    model, processor = pair_towers(*towers)
     check_embeddings(model, processor, context_length(processor.tokenizer, model.config))
     model.save_pretrained(tmp_path / "pair")
     processor.save_pretrained(tmp_path / "pair")
