@@ -56,7 +56,7 @@ def assert_is_the_pinned_trajectory(output_dir):
 
 
 # The others stand for these.
-SLOW = {"4 processes x 16", "FSDP, 2 processes x 32"}
+SLOW = {"4 processes x 16", "FSDP, 2 processes x 32", "gradient cache, chunks of 16"}
 
 
 @pytest.mark.parametrize(

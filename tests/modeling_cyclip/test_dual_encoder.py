@@ -48,7 +48,11 @@ from tests.invariant.trajectory import command as launched
 
 # Two pretrained towers, of which the vision tower stays as it is.
 LIT = "locked vision tower"
-each_kind = pytest.mark.parametrize("kind", [*KINDS, LIT])
+# These have a loss, or towers, of their own. The other kinds are much like a CLIP.
+QUICK = ("siglip", "vision-text-dual-encoder", LIT)
+each_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in (*KINDS, LIT)]
+)
 # Where processes start, the first kind stands for the others.
 each_kind_slowly = pytest.mark.parametrize(
     "kind", [pytest.param(name, marks=[pytest.mark.slow] * (name != "siglip")) for name in (*KINDS, LIT)]
