@@ -71,11 +71,12 @@ class OneExponential(_Softmaxes):
             columns[0], columns[1, self.own] = column_rest, pair
             column_rest, column_pair = all_reduce_sum(columns, process_group)
         rests = torch.stack([row_rest, column_rest[self.own]])
-        odds, sums = rests / pair, rests + pair
-        self.gaps = odds.log1p()
-        self.row_weight, self.column_weight = weights = self.factor / sums
-        # The probability of a pair less 1 is that of all others, negated: their odds times the probability of the pair.
-        self.others = odds.mul_(weights * pair).sum(dim=0).neg_()
+        sums = rests + pair
+        self.gaps = (rests / pair).log1p_()
+        weights = sums.reciprocal().mul_(self.factor)
+        self.row_weight, self.column_weight = weights.unbind()
+        # The probability of a pair less 1 is that of all others, negated.
+        self.others = torch.linalg.vecdot(rests, weights, dim=0).neg_()
         if process_group is not None:
             self.column_weight = self.factor / (column_rest + column_pair)
         is_wrong = not (pair.min().item() >= math.exp(-LARGEST_EXPONENT) and sums.max().item() < math.inf)
