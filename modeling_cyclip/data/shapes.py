@@ -6,8 +6,8 @@ The training pictures show every colour and every shape, but never a held-out pa
 picture of such a pair, a model must put the two together.
 """
 
+import argparse
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,8 +116,13 @@ def write_shapes(folder: Path, num_train: int = 6000, num_test: int = 1200) -> N
     test[0]["image"].save(folder / "example.png")
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where to write `train`, `test` and an example")
+    folder = parser.parse_args().folder
+    write_shapes(folder)
+    print(f"Wrote {folder}: 6,000 training pictures, 1,200 test pictures of {len(HELD_OUT)} held-out pairs.")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m modeling_cyclip.data.shapes FOLDER")
-    write_shapes(Path(sys.argv[1]))
-    print(f"Wrote {sys.argv[1]}: 6,000 training pictures, 1,200 test pictures of {len(HELD_OUT)} held-out pairs.")
+    main()
