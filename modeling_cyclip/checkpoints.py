@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +95,18 @@ def check_checkpoint(checkpoint: str | Path) -> None:
         raise ValueError(f"{checkpoint} is damaged: {damage}. Resume from another checkpoint.")
 
 
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+def last_complete_checkpoint(output_dir: str | Path, leave_out: Collection[str] = ()) -> str | None:
     """
     The newest complete checkpoint in the output folder of a training, or `None`. Newer ones that were cut off or damaged
-    are passed over with a warning (transformers' `get_last_checkpoint` looks at folder names only).
+    are passed over with a warning (transformers' `get_last_checkpoint` looks at folder names only), and those to leave out
+    without one.
     """
     # By the order of writing, as in rotation: a run may have gone on from an older checkpoint than its last. Those of which it
     # is not known come first, to be named.
     newest_first = sorted(_newest_first(output_dir), key=lambda path: _number(path, unknown=math.inf), reverse=True)
     for path in newest_first:
+        if str(path) in leave_out:
+            continue
         if not is_complete(path):
             logger.warning(f"{path} was cut off while being written and is passed over.")
         elif damage := _damage(path):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers.utils import logging
 
 from .checkpoints import check_checkpoint, last_complete_checkpoint
@@ -35,43 +35,67 @@ class FoundCheckpoint(str):
     """The path of a checkpoint that [`find_checkpoint`] has read from end to end, so that it need not be read again."""
 
 
-def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> FoundCheckpoint | None:
+def find_checkpoint(
+    resume_from_checkpoint: str | bool | None, output_dir: str, save_on_each_node: bool = False
+) -> FoundCheckpoint | None:
     """
     The checkpoint that the argument means, the same in all processes, which all call this: a path, or the newest whole one
-    in `output_dir` for `True`; `None` if there is none, or none is meant. Raises a `ValueError` for one that does not exist,
-    is not whole, or holds the weights alone.
+    in `output_dir` for `True`; `None` if there is none, or none is meant. With `save_on_each_node` it is whole on every
+    machine. Raises a `ValueError` for one that does not exist, is not whole, or holds the weights alone.
     """
     if isinstance(resume_from_checkpoint, FoundCheckpoint):
         return resume_from_checkpoint
     meant = str(resume_from_checkpoint or "False")
     if meant.lower() == "false":
         return None
-    # One process reads it: others may see an older state of a network disk, and a checkpoint has gigabytes.
-    found: list[str | None] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            if meant.lower() == "true":
-                logger.info(
-                    f"Looking for a checkpoint in {output_dir} to go on from. It is read from end to end, to see that it is whole."
-                )
-                found[0] = last_complete_checkpoint(output_dir)
-            else:
-                if Path(meant).is_dir():
-                    logger.info(f"{meant} is read from end to end, to see that it is whole.")
-                check_checkpoint(meant)
-                found[0] = meant
-            if found[0] is not None:
-                _check_optimizer(found[0])
-        except ValueError as error:
-            found[1] = str(error)
-    checkpoint, problem = broadcast_object_list(found)
-    if problem is not None:
-        raise ValueError(problem)
-    if checkpoint is not None and not Path(checkpoint).is_dir():
-        raise ValueError(
-            f"The checkpoint {checkpoint} is not on every machine: put the output folder on a disk that all share."
+    state = PartialState()
+    not_everywhere = set()
+    while True:
+        # One process reads it: others may see an older state of a network disk, and a checkpoint has gigabytes.
+        found: list[str | None] = [None, None]
+        if state.is_main_process:
+            try:
+                found[0] = _find(meant, output_dir, not_everywhere)
+            except ValueError as error:
+                found[1] = str(error)
+        checkpoint, problem = broadcast_object_list(found)
+        if problem is not None:
+            raise ValueError(problem)
+        if checkpoint is None or not save_on_each_node:
+            return None if checkpoint is None else FoundCheckpoint(checkpoint)
+        if state.is_local_main_process and not state.is_main_process:
+            try:
+                _check(checkpoint)
+            except ValueError as error:
+                problem = str(error)
+        problems = list(filter(None, gather_object([problem])))
+        if not problems:
+            return FoundCheckpoint(checkpoint)
+        if meant.lower() != "true":
+            raise ValueError(f"On another machine: {problems[0]}")
+        if state.is_main_process:
+            logger.warning(f"{checkpoint} is passed over, since another machine does not have it whole: {problems[0]}")
+        not_everywhere.add(checkpoint)
+
+
+def _find(meant: str, output_dir: str, leave_out: set[str]) -> str | None:
+    if meant.lower() == "true":
+        logger.info(
+            f"Looking for a checkpoint in {output_dir} to go on from. It is read from end to end, to see that it is whole."
         )
-    return None if checkpoint is None else FoundCheckpoint(checkpoint)
+        found = last_complete_checkpoint(output_dir, leave_out)
+        if found is not None:
+            _check_optimizer(found)
+        return found
+    if Path(meant).is_dir():
+        logger.info(f"{meant} is read from end to end, to see that it is whole.")
+    _check(meant)
+    return meant
+
+
+def _check(checkpoint: str) -> None:
+    check_checkpoint(checkpoint)
+    _check_optimizer(checkpoint)
 
 
 def _check_optimizer(checkpoint: str) -> None:

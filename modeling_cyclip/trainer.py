@@ -47,6 +47,7 @@ from .dual_encoder import check_embeddings, has_sigmoid_loss, load_weights, trai
 from .fsdp import fit_optimizer_state, prepare_for_fsdp, with_logit_scale_of
 from .gradient_cache import cached_step
 from .health import HealthCallback, caption_keys
+from .machines import check_shared_folder, saving_on_each_machine
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import ClampLogitScale, decay_parameter_names, set_tower_learning_rates
 from .patch_dropout import patch_dropout
@@ -196,6 +197,11 @@ class CyCLIPTrainer(Trainer):
         )
         self._logit_scale_shape = model.logit_scale.shape
         if self.is_fsdp_enabled:
+            if args.save_on_each_node:
+                raise ValueError(
+                    "`save_on_each_node` does not go with FSDP, whose first process writes the state of all: take an output folder on "
+                    "a disk that all machines share."
+                )
             prepare_for_fsdp(model, self.accelerator.state.fsdp_plugin)
         self._sampled_dataset = None
         if train_dataset is not None:
@@ -263,12 +269,15 @@ class CyCLIPTrainer(Trainer):
             training.
 
         Raises:
-            `ValueError`: no checkpoint to go on from, one that is damaged or of weights alone, or one of another model.
+            `ValueError`: no checkpoint to go on from, one that is damaged or of weights alone, or one of another model; an
+                output folder that several machines do not share, without `save_on_each_node`.
             [`~modeling_cyclip.divergence.DivergenceError`]: the loss or the weights are not finite.
             [`~modeling_cyclip.checkpoints.CheckpointError`]: a checkpoint could not be written.
             `SystemExit`: the training was told to stop and has saved a checkpoint (`checkpoint_on_signal`).
         """
-        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if not self.args.save_on_each_node:
+            check_shared_folder(self.args.output_dir)
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir, self.args.save_on_each_node)
         if checkpoint is None and resume_from_checkpoint:
             raise ValueError(f"{self.args.output_dir} has no complete checkpoint to go on from.")
         self._first_bad_step, self._train_parts = FirstBadStep(), WeightedMean()
@@ -439,7 +448,8 @@ class CyCLIPTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is None:
             state_dict = self.accelerator.unwrap_model(self.model).state_dict()
-        super()._save(output_dir, with_logit_scale_of(self._logit_scale_shape, state_dict))
+        with saving_on_each_machine(self.model):
+            super()._save(output_dir, with_logit_scale_of(self._logit_scale_shape, state_dict))
         if self.args.should_save and isinstance(self.processing_class, ProcessorMixin):
             # transformers 4 looks for this file, where 5 writes all into the processor's.
             self.processing_class.image_processor.save_pretrained(output_dir or self.args.output_dir)
@@ -465,7 +475,7 @@ class CyCLIPTrainer(Trainer):
             if is_complete(checkpoint):
                 raise
             raise CheckpointError(
-                f"{checkpoint} could not be written to its end; older ones are whole. With space on the disk, resuming "
+                f"{checkpoint} could not be written to its end: {error}. Older ones are whole. With space on the disk, resuming "
                 "goes on from the newest of them."
             ) from error
         # Older checkpoints stay until this one is complete.

@@ -15,6 +15,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.training_args import SchedulerType
 from transformers.utils import is_torch_xla_available, logging
 
+from .machines import use_network_of_master
+
 
 logger = logging.get_logger(__name__)
 
@@ -138,6 +140,7 @@ class CyCLIPTrainingArguments(TrainingArguments):
         is_default = self.dataloader_num_workers is None
         if is_default:
             self.dataloader_num_workers = 0  # transformers compares it with numbers
+        use_network_of_master()
         super().__post_init__()
         if not has_own_config:
             self.accelerator_config.non_blocking = self.dataloader_pin_memory

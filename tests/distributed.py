@@ -32,9 +32,13 @@ def run_distributed(function, world_size, tmp_path, *arguments):
     ]
     for process in processes:
         process.start()
-    gathered = sorted(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(timeout=60)
+    try:
+        gathered = sorted(results.get(timeout=120) for _ in processes)
+        for process in processes:
+            process.join(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for another that has failed
     for rank, _, error in gathered:
         assert error is None, f"process {rank} failed:\n{error}"
     return [result for _, result, _ in gathered]

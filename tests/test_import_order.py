@@ -15,7 +15,7 @@ LAYERS = (
      "sigmoid", "modeling_cyclip", "modeling_cyclip_resnet", "convert_state_dict", "convert"),
     ("data",),
     # The Trainer, and what it is made of.
-    ("training_args", "checkpoints", "dual_encoder", "gradient_cache", "optimizer", "patch_dropout", "fsdp", "health", "divergence",
+    ("machines", "training_args", "checkpoints", "dual_encoder", "gradient_cache", "optimizer", "patch_dropout", "fsdp", "health", "divergence",
      "preemption", "resume", "run_record", "training_log", "trainer_checks", "trainer", "towers", "build_model", "lora", "merge"),
     ("evaluation",),
     ("comparison",),

@@ -23,6 +23,7 @@ from ..data.captions import DataArguments, iterate_captions, load_captioned_data
 from ..divergence import DivergenceError
 from ..evaluation.during_training import ZeroShotMetrics
 from ..hub.publish import PublishError
+from ..machines import check_shared_folder
 from ..modeling_cyclip import CyCLIPModel
 from ..preemption import end_with_launcher, ignore_signals
 from ..resume import find_checkpoint
@@ -82,9 +83,13 @@ def run(argv: list[str] | None = None) -> None:
                 warn_of_long_warm_up(training_args, training_args.max_steps)
             # Held until the process ends.
             lock = lock_output_folder(training_args)  # noqa: F841
+            if not training_args.save_on_each_node:
+                check_shared_folder(training_args.output_dir)
             check_output_folder(model_args, training_args)
         # Without a checkpoint the training begins anew, so that one command line serves the first start and the next.
-        resume_from = find_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
+        resume_from = find_checkpoint(
+            training_args.resume_from_checkpoint, training_args.output_dir, training_args.save_on_each_node
+        )
         trainer = build_trainer(model_args, data_args, training_args, resume_from)
     except (ValueError, OSError) as error:  # OSError: what transformers raises of files, and the Hub of anything
         end_with_error(error)

@@ -17,6 +17,7 @@ FILES = [
     PACKAGE / "training_args.py",
     PACKAGE / "checkpoints.py",
     PACKAGE / "resume.py",
+    PACKAGE / "machines.py",
     PACKAGE / "preemption.py",
     PACKAGE / "fsdp.py",
     PACKAGE / "dual_encoder.py",
