@@ -136,7 +136,9 @@ def test_another_processor_stretches_the_part_itself(processor, rows, image_proc
     assert part.size != (40, 30)
     levels = np.asarray(part.resize((16, 16), image_processor.resample)) / 255
     expected = (levels - image_processor.image_mean) / image_processor.image_std
-    assert np.abs(samples[1, 5]["image"].permute(1, 2, 0).numpy() - expected).max() < 1e-5
+    difference = np.abs(samples[1, 5]["image"].permute(1, 2, 0).numpy() - expected) * image_processor.image_std
+    # Where torchvision resizes, it rounds a few pixels to the next level.
+    assert difference.max() < 1.01 / 255 and difference.mean() < 0.1 / 255
 
 
 @pytest.mark.parametrize(

@@ -410,7 +410,7 @@ NO_SOURCES = {
 }
 
 
-@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning:torch.jit")
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning:torch.jit", "ignore::FutureWarning:torch.jit")
 @pytest.mark.parametrize("name", NO_SOURCES)
 def test_command_names_a_source_that_is_none_in_one_line(name, tmp_path, monkeypatch):
     write, message = NO_SOURCES[name]
