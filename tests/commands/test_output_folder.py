@@ -112,7 +112,7 @@ def test_that_a_checkpoint_is_read_is_said_before_it_is(tmp_path, monkeypatch, c
     (checkpoint / "optimizer.pt").write_bytes(b"state")
     said = []
 
-    def read(_):
+    def read(*_):
         said.extend(record.getMessage() for record in caplog.records)
         return str(checkpoint)
 
