@@ -65,7 +65,9 @@ def draw_pictures(
 
 def setting_of(results: dict) -> str:
     """What all trainings of a comparison share, for the title of a picture."""
-    return f"{Path(results['recipe']).stem}, {_seeds(results['seeds'])}"
+    recipe, data = Path(results["recipe"]).stem, results["overrides"].get("dataset_name")
+    trained_on = recipe if data is None else f"{Path(data).name} by the recipe {recipe}"
+    return f"{trained_on}, {_seeds(results['seeds'])}"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

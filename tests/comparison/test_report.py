@@ -56,6 +56,12 @@ def test_answer_gives_both_intervals_and_says_what_is_not_shown(results):
     ) in answer_table(results)
 
 
+def test_a_picture_names_the_pairs_that_were_trained_on():
+    assert plots.setting_of({**TOLD, "seeds": [0, 1]}) == "r, seeds 0, 1"
+    own_data = {**TOLD, "overrides": {"dataset_name": "../shared/data/cifar100"}}
+    assert plots.setting_of(own_data) == "cifar100 by the recipe r, seed 0"
+
+
 def test_line_of_robustness_goes_through_the_baselines_points(results):
     shift = results["results"]["emoji"]["shift"]
     figure = plots.robustness(shift, "blob", "emoji, seed 0")
