@@ -52,14 +52,14 @@ class DataArguments:
         help="With several files: the share of each in an epoch, such as 0.7 0.3 (default: by their sizes).",
     )
     validation_file: list[str] | None = HfArg(
-        default=None, help="File of the same form for eval_loss, or several, which are one set."
+        default=None, help="File of such a form for eval_loss, or several, which are one set."
     )
     train_shards: list[str] | None = HfArg(
         default=None,
         help="WebDataset shards on disk, such as 'data/cc3m-*.tar' or 'data/cc3m-{00000..00331}.tar': images KEY.jpg, jpeg, "
         "png or webp, each with KEY.txt, KEY.text, KEY.caption, or KEY.json with a field caption, captions, text or txt.",
     )
-    validation_shards: list[str] | None = HfArg(default=None, help="Shards of the same form for eval_loss.")
+    validation_shards: list[str] | None = HfArg(default=None, help="Shards of such a form for eval_loss.")
     delimiter: str | None = HfArg(
         default=None, help="Column delimiter of a csv file (default: the one of the header, tab in .tsv files)."
     )
@@ -127,18 +127,14 @@ class DataArguments:
             check_area(self.random_resized_crop)
         if self.overfit_check is not None and self.overfit_check < 2:
             raise ValueError(f"--overfit_check takes at least 2 pairs, got {self.overfit_check}.")
-        for validation, training in (
-            ("validation_split", "dataset_name"),
-            ("validation_file", "train_file"),
-            ("validation_shards", "train_shards"),
-        ):
-            if getattr(self, validation) and not getattr(self, training):
-                raise ValueError(
-                    f"--{validation} goes with --{training}. Take --validation_split with --dataset_name, "
-                    "--validation_file with --train_file, --validation_shards with --train_shards."
-                )
+        if sum(map(bool, (self.validation_split, self.validation_file, self.validation_shards))) > 1:
+            raise ValueError("Take one of --validation_split, --validation_file and --validation_shards.")
+        if self.validation_split and not self.dataset_name:
+            raise ValueError(
+                "--validation_split is one of --dataset_name. Take --validation_file or --validation_shards."
+            )
         columns = self.image_column, self.caption_column, self.caption_templates
-        if self.train_shards and any(columns):
+        if self.train_shards and not self.validation_file and any(columns):
             raise ValueError(
                 "--image_column, --caption_column and --caption_templates go with tables: in shards the image is KEY.jpg "
                 "(jpeg, png, webp), the caption KEY.txt, or the field `caption` of KEY.json."

@@ -104,7 +104,7 @@ def test_sources_of_model_and_data_exclude_each_other():
     with pytest.raises(ValueError, match="nothing to train"):
         ModelArguments(model_size="nano", freeze_vision=True, freeze_text=True)
     with pytest.raises(ValueError, match="--validation_split"):
-        DataArguments(dataset_name="a", validation_file="b.csv")
+        DataArguments(dataset_name="a", validation_file=["b.csv"], validation_split="b")
     with pytest.raises(ValueError, match="--validation_file"):
         DataArguments(train_file="a.csv", validation_split="b")
 

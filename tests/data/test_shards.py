@@ -340,11 +340,22 @@ def test_shards_are_one_of_the_sources(three_shards):
     )
     assert list(iterate_captions(train)) == [f"picture number {number}" for number in range(5)]
     assert len(validation) == 21
+    with pytest.raises(ValueError, match="Take one of"):
+        DataArguments(train_shards=[three_shards], validation_shards=[three_shards], validation_file=["a.csv"])
     for arguments in ({"train_file": "a.csv"}, {"dataset_name": "a"}, {"caption_column": "text"}):
         with pytest.raises(ValueError, match=r"exactly one|KEY\.txt|not mixed"):
             DataArguments(train_shards=[three_shards], **arguments)
-    with pytest.raises(ValueError, match="goes with --train_shards"):
-        DataArguments(train_file="a.csv", validation_shards=[three_shards])
+
+
+def test_a_training_on_shards_evaluates_on_a_table(three_shards, tmp_path):
+    (tmp_path / "one.png").write_bytes(picture())
+    (tmp_path / "held_out.csv").write_text("file,sentence\none.png,the first\n")
+    train, validation = load_captioned_datasets(
+        DataArguments(
+            train_shards=[three_shards], validation_file=[str(tmp_path / "held_out.csv")], caption_column="sentence"
+        )
+    )
+    assert len(train) == 21 and list(iterate_captions(validation)) == ["the first"]
 
 
 def test_ranges_and_names_say_which_shards_there_should_be(three_shards, tmp_path, caplog):
