@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import platform
-import re
 import subprocess
 from collections.abc import Sized
 from contextlib import suppress
@@ -55,7 +54,6 @@ def run_record(
     own = set(CyCLIPTrainingArguments.__annotations__) - LOGGING
     terms = terms_of(trained_model)
     base_model = trained_model.name_or_path if model is None else getattr(model, "model_name_or_path", None)
-    dataset = _source(train_dataset) if data is None else _hub_id(getattr(data, "dataset_name", None))
     return {
         "model": {} if model is None else _changed(model),
         "data": {} if data is None else _changed(data),
@@ -65,7 +63,7 @@ def run_record(
             if value not in (None, "None") and (name in own or (name in INHERITED and value is not False))
         },
         "base_model": _hub_id(base_model),
-        "dataset": dataset,
+        "dataset": _hub_id(getattr(data, "dataset_name", None)),
         # Not what was told, but what holds: it may be the checkpoint's.
         "cyclic_max_gradient_share": terms.cyclic_max_gradient_share,
         # Those of a CyCLIPModel stand in its config.json.
@@ -84,15 +82,6 @@ def write_run_record(output_dir: str | Path, record: dict[str, Any]) -> None:
     """Writes a record as `run.json` into the folder that the model is saved in."""
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     Path(output_dir, RUN_RECORD).write_text(text, encoding="utf-8")
-
-
-def _source(dataset: Dataset | None) -> str | None:
-    """The name of the dataset on the Hub that a table was loaded from, if it comes from one alone."""
-    if not is_table(dataset):
-        return None
-    matches = [re.match(r"hf://datasets/([^@]+)@", url) for url in dataset.info.download_checksums or ()]
-    names = {match[1] if match else None for match in matches}
-    return names.pop() if len(names) == 1 else None
 
 
 def _caption_digest(dataset: Dataset | None) -> str | None:

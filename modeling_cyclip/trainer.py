@@ -625,7 +625,7 @@ class CyCLIPTrainer(Trainer):
             finetuned_from (`str`, *optional*):
                 The checkpoint on the Hub that was trained on. Default: the one that the model was opened from.
             dataset_tags (`str` or `list[str]`, *optional*):
-                Datasets on the Hub. Default: the one that the training set was loaded from.
+                Datasets on the Hub. Default: the one that `cyclip train` was told; a table does not say where it was loaded from.
             model_name, tasks, dataset, dataset_args (*optional*):
                 Taken for scripts that pass them to transformers' Trainer. The card says what they say from its own files.
 

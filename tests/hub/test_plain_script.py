@@ -51,9 +51,8 @@ def run_script(hub, publish, run_folder, tmp_path):
 
 
 KNOWN = """
-pairs = Dataset.from_dict(rows)
-pairs.info.download_checksums = {"hf://datasets/user/name@abc/data.parquet": {"num_bytes": 1, "checksum": None}}
-train("known", model, pairs.rename_column("text", "caption")).push_to_hub()
+pairs = Dataset.from_dict(rows).rename_column("text", "caption")
+train("known", model, pairs).push_to_hub(dataset_tags="user/name")
 """
 
 
