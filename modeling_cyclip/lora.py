@@ -113,5 +113,5 @@ class LoraTrainer(CyCLIPTrainer):
         adapters = load_file(Path(resume_from_checkpoint, SAFETENSORS_WEIGHTS_NAME))
         set_peft_model_state_dict(self.model, {name.removeprefix(PREFIX): value for name, value in adapters.items()})
 
-    def _load_best_model(self) -> None:
+    def _load_best_weights(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -1,6 +1,7 @@
 """What a training that goes on from a checkpoint takes from it: all of its state, but the arguments of its new command."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers.utils import logging
 
 from .checkpoints import check_checkpoint, last_complete_checkpoint
+from .machines import in_all_or_none, num_machines
 from .run_record import RUN_RECORD
 
 
@@ -48,38 +50,30 @@ def find_checkpoint(
     meant = str(resume_from_checkpoint or "False")
     if meant.lower() == "false":
         return None
-    state = PartialState()
-    not_everywhere = set()
-    while True:
+    if meant.lower() != "true":
+        in_all_or_none(partial(_check_named, meant, save_on_each_node))
+        return FoundCheckpoint(meant)
+    not_everywhere: set[str] = set()
+    while (checkpoint := _newest(output_dir, not_everywhere)) is not None and save_on_each_node:
+        try:
+            in_all_or_none(partial(_check_on_other_machine, checkpoint))
+            break
+        except ValueError as error:
+            if PartialState().is_main_process:
+                logger.warning(f"{checkpoint} is passed over, since another machine does not have it whole: {error}")
+            not_everywhere.add(checkpoint)
+    if checkpoint is None and save_on_each_node and num_machines() > 1:
+        _refuse_to_begin_anew(output_dir)
+    return None if checkpoint is None else FoundCheckpoint(checkpoint)
+
+
+def _newest(output_dir: str, leave_out: set[str]) -> str | None:
+    """The newest whole checkpoint of the first process's machine, in all processes."""
+
+    def find() -> str | None:
         # One process reads it: others may see an older state of a network disk, and a checkpoint has gigabytes.
-        found: list[str | None] = [None, None]
-        if state.is_main_process:
-            try:
-                found[0] = _find(meant, output_dir, not_everywhere)
-            except ValueError as error:
-                found[1] = str(error)
-        checkpoint, problem = broadcast_object_list(found)
-        if problem is not None:
-            raise ValueError(problem)
-        if checkpoint is None or not save_on_each_node:
-            return None if checkpoint is None else FoundCheckpoint(checkpoint)
-        if state.is_local_main_process and not state.is_main_process:
-            try:
-                _check(checkpoint)
-            except ValueError as error:
-                problem = str(error)
-        problems = list(filter(None, gather_object([problem])))
-        if not problems:
-            return FoundCheckpoint(checkpoint)
-        if meant.lower() != "true":
-            raise ValueError(f"On another machine: {problems[0]}")
-        if state.is_main_process:
-            logger.warning(f"{checkpoint} is passed over, since another machine does not have it whole: {problems[0]}")
-        not_everywhere.add(checkpoint)
-
-
-def _find(meant: str, output_dir: str, leave_out: set[str]) -> str | None:
-    if meant.lower() == "true":
+        if not PartialState().is_main_process:
+            return None
         logger.info(
             f"Looking for a checkpoint in {output_dir} to go on from. It is read from end to end, to see that it is whole."
         )
@@ -87,10 +81,35 @@ def _find(meant: str, output_dir: str, leave_out: set[str]) -> str | None:
         if found is not None:
             _check_optimizer(found)
         return found
-    if Path(meant).is_dir():
-        logger.info(f"{meant} is read from end to end, to see that it is whole.")
-    _check(meant)
-    return meant
+
+    return broadcast_object_list([in_all_or_none(find)])[0]
+
+
+def _check_named(checkpoint: str, save_on_each_node: bool) -> None:
+    state = PartialState()
+    if state.is_main_process and Path(checkpoint).is_dir():
+        logger.info(f"{checkpoint} is read from end to end, to see that it is whole.")
+    if state.is_main_process or (save_on_each_node and state.is_local_main_process):
+        _check(checkpoint)
+    elif state.is_local_main_process and not Path(checkpoint).is_dir():
+        raise ValueError(
+            f"The checkpoint {checkpoint} is not on every machine: put it on a disk that all machines share."
+        )
+
+
+def _check_on_other_machine(checkpoint: str) -> None:
+    state = PartialState()
+    if state.is_local_main_process and not state.is_main_process:
+        _check(checkpoint)
+
+
+def _refuse_to_begin_anew(output_dir: str) -> None:
+    """Of machines with disks of their own, one that was replaced has no checkpoint, and a new start would delete the others'."""
+    if any(gather_object([last_complete_checkpoint(output_dir) is not None])):
+        raise ValueError(
+            f"No checkpoint in {output_dir} is whole on every machine, but some machines have one. Copy it to the others, or "
+            "begin anew: --overwrite_output_dir in place of --resume_from_checkpoint."
+        )
 
 
 def _check(checkpoint: str) -> None:

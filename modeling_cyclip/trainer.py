@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ from .dual_encoder import check_embeddings, has_sigmoid_loss, load_weights, trai
 from .fsdp import fit_optimizer_state, prepare_for_fsdp, with_logit_scale_of
 from .gradient_cache import cached_step
 from .health import HealthCallback, caption_keys
-from .machines import check_shared_folder, saving_on_each_machine
+from .machines import check_output_folder_of_machines, num_machines, saving_on_each_machine
 from .modeling_cyclip import CyCLIPModel, CyCLIPOutput
 from .optimizer import ClampLogitScale, decay_parameter_names, set_tower_learning_rates
 from .patch_dropout import patch_dropout
@@ -197,7 +197,7 @@ class CyCLIPTrainer(Trainer):
         )
         self._logit_scale_shape = model.logit_scale.shape
         if self.is_fsdp_enabled:
-            if args.save_on_each_node:
+            if args.save_on_each_node and num_machines() > 1:
                 raise ValueError(
                     "`save_on_each_node` does not go with FSDP, whose first process writes the state of all: take an output folder on "
                     "a disk that all machines share."
@@ -270,13 +270,13 @@ class CyCLIPTrainer(Trainer):
 
         Raises:
             `ValueError`: no checkpoint to go on from, one that is damaged or of weights alone, or one of another model; an
-                output folder that several machines do not share, without `save_on_each_node`.
+                output folder that several machines do not share, or share with `save_on_each_node`.
             [`~modeling_cyclip.divergence.DivergenceError`]: the loss or the weights are not finite.
             [`~modeling_cyclip.checkpoints.CheckpointError`]: a checkpoint could not be written.
             `SystemExit`: the training was told to stop and has saved a checkpoint (`checkpoint_on_signal`).
         """
-        if not self.args.save_on_each_node:
-            check_shared_folder(self.args.output_dir)
+        if resume_from_checkpoint or self.args.save_strategy != SaveStrategy.NO or self.args.checkpoint_on_signal:
+            check_output_folder_of_machines(self.args.output_dir, self.args.save_on_each_node)
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir, self.args.save_on_each_node)
         if checkpoint is None and resume_from_checkpoint:
             raise ValueError(f"{self.args.output_dir} has no complete checkpoint to go on from.")
@@ -496,6 +496,14 @@ class CyCLIPTrainer(Trainer):
             load_weights(self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        if self.is_world_process_zero() or not self.args.save_on_each_node:
+            self._load_best_weights()
+        if self.args.save_on_each_node:
+            # A machine that was replaced lacks it.
+            for weights in self.model.state_dict().values():
+                broadcast(weights)
+
+    def _load_best_weights(self) -> None:
         if self._transformers_finds_all_weights:
             super()._load_best_model()
         else:

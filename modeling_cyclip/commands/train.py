@@ -7,6 +7,7 @@ cyclip train --model_size small --train_file pairs.csv --output_dir out
 import logging
 import math
 import sys
+from functools import partial
 from typing import NoReturn
 
 import datasets
@@ -23,7 +24,7 @@ from ..data.captions import DataArguments, iterate_captions, load_captioned_data
 from ..divergence import DivergenceError
 from ..evaluation.during_training import ZeroShotMetrics
 from ..hub.publish import PublishError
-from ..machines import check_shared_folder
+from ..machines import check_output_folder_of_machines, in_all_or_none
 from ..modeling_cyclip import CyCLIPModel
 from ..preemption import end_with_launcher, ignore_signals
 from ..resume import find_checkpoint
@@ -81,11 +82,10 @@ def run(argv: list[str] | None = None) -> None:
             check_services(model_args, training_args)
             if training_args.max_steps > 0:
                 warn_of_long_warm_up(training_args, training_args.max_steps)
+            check_output_folder_of_machines(training_args.output_dir, training_args.save_on_each_node)
             # Held until the process ends.
-            lock = lock_output_folder(training_args)  # noqa: F841
-            if not training_args.save_on_each_node:
-                check_shared_folder(training_args.output_dir)
-            check_output_folder(model_args, training_args)
+            lock = in_all_or_none(partial(lock_output_folder, training_args))  # noqa: F841
+            in_all_or_none(partial(check_output_folder, model_args, training_args))
         # Without a checkpoint the training begins anew, so that one command line serves the first start and the next.
         resume_from = find_checkpoint(
             training_args.resume_from_checkpoint, training_args.output_dir, training_args.save_on_each_node
