@@ -17,6 +17,8 @@ logger = logging.get_logger(__name__)
 
 # A batch mixes samples of this many shards. Meanwhile they stay in the page cache, or in that of a network disk.
 SHARD_WINDOW = 16
+# Of samples with several captions each epoch draws others, in much the same proportions.
+EPOCHS_LOOKED_AT = 8
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -32,9 +34,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
     - `shards`: the epoch shuffles the shards, divides them into windows of a few, and shuffles the samples of a window. A
       set of no more shards than a window is shuffled as a whole.
     - `captions`: no batch holds a caption twice, among those that `CaptionedSamples` draws in the epoch. Every epoch then
-      has the same number of batches, the largest that all epochs can fill. Where a caption has more images than there are
-      batches, the surplus sits out, other images each epoch. Captions are compared as a tokenizer sees them, whatever the
-      case and the white space.
+      has the same number of batches, the largest that the draws of the first epochs can fill. Where a caption has more
+      images than there are batches, the surplus sits out, other images each epoch. A later epoch that draws less evenly than
+      all of those fills its last places with it. Captions are compared as a tokenizer sees them, whatever the case and the
+      white space.
 
     Args:
         num_samples (`int`):
@@ -77,7 +80,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.captions = None if captions is None else _CaptionNumbers(captions)
         self.num_batches = num_samples // batch_size
         if self.captions is not None:
-            self.num_batches = self.captions.largest_number_of_batches(batch_size)
+            self.num_batches = self.captions.largest_number_of_batches(batch_size, seed)
 
     def __getstate__(self) -> dict[str, Any]:
         # Where data workers are not forked, each gets a copy, and makes the order only if it meets a broken image.
@@ -151,15 +154,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         place = np.arange(self.num_samples) - np.maximum.accumulate(
             np.where(np.diff(first[group][order], prepend=-1) != 0, np.arange(self.num_samples), 0)
         )
-        kept = shuffled[order[place < self.num_batches]]
+        is_surplus = place >= self.num_batches
         # Dealing the cards: the k-th goes to batch k modulo the number of batches.
-        dealt = kept[: len(self)].reshape(self.batch_size, self.num_batches).T
+        cards = shuffled[np.append(order[~is_surplus], order[is_surplus])]
+        dealt = cards[: len(self)].reshape(self.batch_size, self.num_batches).T
         return generator.permuted(generator.permutation(dealt), axis=1).ravel()
 
     def _apart_in_windows(self, drawn: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
         """
         Batches without repeats that keep to the windows: samples of one caption that would meet in a batch move to the
-        next ones. `None` where captions repeat so much that a batch would overflow.
+        next ones. `None` where captions repeat so much that a batch would overflow, or not be filled.
         """
         order = _windowed(self.shards, self.window, generator)
         samples, batch = _apart(order, drawn[order], self.num_batches)
@@ -170,6 +174,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         # Captions that come once fill the batches, in order; the last of them find no place.
         places = np.repeat(np.arange(self.num_batches), free)
         singles = samples[is_single][: len(places)]
+        if len(singles) < len(places):
+            return None
         samples, batch = np.append(samples[~is_single], singles), np.append(batch[~is_single], places)
         # The samples of a batch are shuffled as well, since each process takes a part of it.
         mixed = generator.permutation(len(samples))
@@ -194,21 +200,22 @@ class _CaptionNumbers:
         """The caption that each of some samples draws in an epoch, `(n,)`."""
         return self.flat[self.offsets[samples] + keyed_choice(seed, epoch, samples, self.counts[samples])]
 
-    def largest_number_of_batches(self, batch_size: int) -> int:
-        """How many batches without repeats every epoch can fill."""
-        # A caption is drawn at most by every sample that has it (once, however often it stands in the sample's list).
-        owners = np.repeat(np.arange(len(self.counts)), self.counts)
-        pairs = np.unique(np.stack([owners, self.flat]), axis=1)
-        most_drawn = np.bincount(pairs[1])
-        low, high = 0, len(self.counts) // batch_size
-        while low < high:  # fewer batches leave out more, but need fewer still
-            middle = (low + high + 1) // 2
-            left_out = np.maximum(most_drawn - middle, 0).sum()
-            if len(self.counts) - left_out >= middle * batch_size:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    def largest_number_of_batches(self, batch_size: int, seed: int) -> int:
+        """How many batches without repeats each of the first epochs can fill."""
+        samples = np.arange(len(self.counts))
+        largest = len(self.counts) // batch_size
+        for epoch in range(EPOCHS_LOOKED_AT if self.counts.max() > 1 else 1):
+            times_drawn = np.bincount(self.drawn(seed, epoch, samples))
+            low, high = 0, largest
+            while low < high:  # fewer batches leave out more, but need fewer still
+                middle = (low + high + 1) // 2
+                left_out = np.maximum(times_drawn - middle, 0).sum()
+                if len(self.counts) - left_out >= middle * batch_size:
+                    low = middle
+                else:
+                    high = middle - 1
+            largest = low
+        return largest
 
 
 def _generator(key: int) -> np.random.Generator:

@@ -131,6 +131,39 @@ def test_the_number_of_batches_is_the_largest_possible():
     assert len(unique(["same"] * 8 + ["a", "b", "c", "d"], 2, seed=0)) // 2 == 4
 
 
+def shared_captions():
+    """Three captions that 30 images share, beside two of each image's own: one of them may be drawn 30 times, and is not."""
+    return [
+        [*(f"class {index // 30}, phrase {phrase}" for phrase in range(3)), f"own {index}", f"own {index} again"]
+        for index in range(300)
+    ]
+
+
+@pytest.mark.parametrize("make", [unique, lambda captions, *numbers: in_windows(*numbers, captions)])
+def test_captions_that_could_be_drawn_more_often_than_they_are_lose_nothing(make):
+    sampler = make(shared_captions(), 20, 0)
+    assert len(sampler) == 300
+    for number in range(8):
+        assert all(count == 1 for batch in drawn_by_batch(sampler, number) for count in Counter(batch).values())
+
+
+@pytest.mark.parametrize("make", [unique, lambda captions, *numbers: in_windows(*numbers, captions)])
+def test_an_epoch_that_draws_less_evenly_fills_its_last_places(make, monkeypatch):
+    monkeypatch.setattr(sampler_module, "EPOCHS_LOOKED_AT", 1)
+    sampler = make(shared_captions(), 40, 0)
+    repeats = []
+    for number in range(20):
+        order = epoch(sampler, number)
+        assert len(set(order)) == len(order) == len(sampler)
+        repeats.append(sum(40 - len(set(batch)) for batch in drawn_by_batch(sampler, number)))
+    assert repeats[0] == 0 and 0 < max(repeats) <= 15
+
+
+def drawn_by_batch(sampler, number):
+    order = np.array(epoch(sampler, number))
+    return sampler.captions.drawn(sampler.seed, number, order).reshape(-1, sampler.batch_size).tolist()
+
+
 def test_a_batch_mixes_what_lay_together():
     sampler = unique([f"caption {index}" for index in range(1000)], 10, seed=0)
     first = batches(sampler, 0)[0]
