@@ -167,6 +167,14 @@ class HealthCallback(TrainerCallback):
         self.first_log: Mapping[str, float] | None = None
         self.shown: dict[Callable, list[int]] = {sign: [] for sign in SIGNS}
 
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and MIN_STEPS // 4 <= state.global_step < MIN_STEPS:
+            # Too short for a warning on the way, and now there is nothing left to wait for.
+            found = signs_at_the_end(state.log_history, state.train_batch_size * args.world_size)
+            for sign in (nothing_learnt, collapsed):
+                if sign in found:
+                    logger.warning(found[sign])
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not logs or "contrastive_loss" not in logs or not state.is_world_process_zero:
             return

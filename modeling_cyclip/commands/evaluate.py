@@ -4,6 +4,7 @@ cyclip evaluate --model_name_or_path OUT --dataset cifar10 --output_dir results
 cyclip evaluate --model_name_or_path OUT --dataset cifar10 --tasks all --output_dir results --num_processes 8
 """
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,9 @@ from ..evaluation.plots import draw_pictures
 from ..evaluation.protocols import choose_protocols, measure, with_checked_references
 from ..evaluation.report import MINUS, differences, results_json, write_report
 from ..evaluation.setting import limits, measurement
+
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,6 +41,11 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     if not state.is_main_process:
         return
+    output_dir = Path(args.output_dir)
+    if (output_dir / "results.json").is_file():
+        logger.warning(
+            f"The results of an earlier evaluation in {output_dir} are replaced. Pictures that results.md does not name are its."
+        )
     figures = [measure(one, protocols, args.center, failed) for one in embedded]
     failures = "; ".join(f"{task}: {reason}" for task, reason in failed.items())
     if not any(figures):
@@ -45,7 +54,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.compare_to is not None:
         tables[MINUS.join(checkpoints)] = differences(*figures)
 
-    output_dir = Path(args.output_dir)
     data = embedded[0].data
     pictures = draw_pictures(embedded[0], output_dir / "plots", args.seed) if args.plots else []
     fingerprints = {name: one.fingerprint for name, one in zip(checkpoints, embedded, strict=True)}

@@ -280,7 +280,7 @@ def _by_arm(
                 "value": differs.value,
                 "items_interval": differs.items,
                 "seeds_interval": differs.seeds,
-                "verdict": untrained.get(arm) or untrained.get(baseline) or differs.verdict,
+                "verdict": untrained.get(baseline) or untrained.get(arm) or differs.verdict,
             }
     return by_arm
 

@@ -283,6 +283,11 @@ def make_train_sampler(dataset: Dataset, batch_size: int, seed: int, no_duplicat
     sampler = EpochSampler(len(dataset), batch_size, seed, shards=shards)
     if not no_duplicate_captions or not is_table(dataset):
         return sampler
+    if "caption" not in dataset.column_names:
+        logger.warning(
+            "`no_duplicate_captions` has no effect here: the captions come of a transform. Make a column of them, with `map`."
+        )
+        return sampler
     # By batches: iterating over the column itself would take its rows one by one.
     batches = dataset.select_columns("caption").iter(batch_size=1000)
     captions = (caption for batch in batches for caption in batch["caption"])

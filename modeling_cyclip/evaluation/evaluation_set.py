@@ -394,6 +394,8 @@ def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
         column = candidates[0]
         try:
             return _captions(dataset, column)
+        except _CaptionFault:
+            raise
         # The captions were not asked for, so that a fault in them must not end the run.
         except ValueError as error:
             logger.warning(f"Captions are left out: {error}")
@@ -407,5 +409,5 @@ def _captions(dataset: Dataset, column: str | None) -> list[list[str]] | None:
     rows = [row.split("\n") if isinstance(row, str) else row or [] for row in texts]
     captions = [[caption.strip() for caption in row if caption and caption.strip()] for row in rows]
     if empty := [row for row, texts in enumerate(captions) if not texts]:
-        raise _CaptionFault(f"Row {empty[0]} has no caption in column '{column}'.")
+        raise _CaptionFault(f"Row {empty[0]} has no caption in column '{column}': fill it in, or remove the row.")
     return captions

@@ -200,6 +200,11 @@ def test_nothing_is_concluded_from_a_baseline_that_did_not_train(compared):
     assert "check `learning_rate`" in verdict(results, "CyCLIP")
 
 
+def test_an_arm_is_not_blamed_for_what_the_baseline_does_too(compared):
+    both = compared({"CLIP": [[COLLAPSED] * 3], "CyCLIP": [[COLLAPSED] * 3]})
+    assert verdict(both, "CyCLIP").startswith("CLIP did not train: ")
+
+
 def test_test_images_among_the_reference_images_are_noted(compared):
     sets = {name: SimpleNamespace(shared=shared, shifts=()) for name, shared in (("a", (3, 1000)), ("b", (0, 1000)))}
     evaluations = [SimpleNamespace(name=name, data=data, arguments={}) for name, data in sets.items()]

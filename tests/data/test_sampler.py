@@ -243,6 +243,15 @@ def test_captions_of_a_table_are_kept_apart():
     assert [sampler.captions.flat[row] for row in (0, 1499, 1500, 2499)] == [0, 1499, 0, 999]
 
 
+def test_captions_of_a_transform_are_not_kept_apart_and_that_is_said(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(sampler_module.logger, "warning", warnings.append)
+    rows = table(["cat", "dog"] * 20).rename_column("caption", "text")
+    rows.set_transform(lambda batch: {"image": batch["image"], "caption": batch["text"]})
+    assert make_train_sampler(rows, 8, 0, no_duplicate_captions=True).captions is None
+    assert "come of a transform" in warnings[0]
+
+
 def test_too_few_captions_are_drawn_with_repeats_and_a_warning(monkeypatch):
     warnings = []
     monkeypatch.setattr(sampler_module.logger, "warning", warnings.append)

@@ -442,7 +442,7 @@ def test_rows_without_caption_and_two_image_columns(tmp_path):
     rows = Dataset.from_dict({"image": [coloured_image("red")], "caption": [" "]}).cast_column("image", Image())
     rows.to_parquet(tmp_path / "test-00000-of-00001.parquet")
     assert load(tmp_path, caption_column="caption").problems == {
-        "captions": "Row 0 has no caption in column 'caption'."
+        "captions": "Row 0 has no caption in column 'caption': fill it in, or remove the row."
     }
     assert load(tmp_path).captions is None
     (tmp_path / "two").mkdir()

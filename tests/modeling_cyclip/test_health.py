@@ -103,6 +103,19 @@ def test_the_end_of_a_training_is_read_however_short_it_was(sign, change, words)
         assert list(signs_at_the_end([bad], 128)) == [sign]
 
 
+@pytest.mark.parametrize("num_steps, num_said", [(49, 0), (80, 1), (200, 0)])
+def test_a_short_training_that_learnt_nothing_says_so_at_its_end(said, num_steps, num_said):
+    arguments = SimpleNamespace(world_size=2)
+    guessing = {**HEALTHY, "contrastive_loss": LN_128}
+    for last, count in ((guessing, num_said), (HEALTHY, 0)):
+        state = SimpleNamespace(
+            global_step=num_steps, train_batch_size=64, is_world_process_zero=True, log_history=[last] * 5
+        )
+        HealthCallback().on_train_end(arguments, state, None)
+        assert len(said) == count
+        said.clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_bound_is_seen_in_every_precision(model, said, dtype):
     model.to(dtype).logit_scale.data.fill_(4.7)
