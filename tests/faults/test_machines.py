@@ -65,6 +65,7 @@ def on_a_machine(rank, world_size, folder, *arguments):
     found["failed"] = refusal(in_all_or_none, lambda: only_on(1, OSError("the disk is gone")))
     found["shared"] = refusal(check_output_folder_of_machines, folder / "shared", save_on_each_node=False)
     found["shared, each saves"] = refusal(check_output_folder_of_machines, folder / "shared", save_on_each_node=True)
+    dist.barrier()
     found["marks"] = [path.name for path in folder.glob("shared/.*")]
 
     whole = train(*arguments, save_on_each_node=True)
