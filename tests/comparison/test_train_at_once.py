@@ -58,6 +58,7 @@ def train_side_by_side(comparison, tmp_path, monkeypatch):
     train_at_once.main()
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_cyclip_train(comparison, tmp_path, monkeypatch):
     side_by_side = {**comparison, "output_dir": str(tmp_path / "side_by_side")}
     train_side_by_side(side_by_side, tmp_path, monkeypatch)

@@ -127,6 +127,7 @@ def test_pictures_of_the_test_set_go_only_where_that_is_asked_for(hub, publish, 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_code_and_plots_of_ones_own_stay(hub, publish, run_folder, resnet_folder):
     for folder in (run_folder, resnet_folder):
         (folder / "secrets.py").write_text("PASSWORD = 'swordfish'")

@@ -81,7 +81,9 @@ def assert_trains_alike(train, tolerance, use_cpu, options):
         assert math.log(100) - 1e-2 < logit_scale <= math.log(100) + 1e-6
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize(
+    "switch", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("torch.compile")) for name in SWITCHES]
+)
 def test_losses_are_those_of_the_plain_training_cached_or_not(train, switch):
     options, tolerance = SWITCHES[switch]
     assert_trains_alike(train, tolerance, True, options)
