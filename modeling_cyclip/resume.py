@@ -105,7 +105,8 @@ def _check_on_other_machine(checkpoint: str) -> None:
 
 def _refuse_to_begin_anew(output_dir: str) -> None:
     """Of machines with disks of their own, one that was replaced has no checkpoint, and a new start would delete the others'."""
-    if any(gather_object([last_complete_checkpoint(output_dir) is not None])):
+    # One process of a machine reads them, as they have gigabytes.
+    if any(gather_object([PartialState().is_local_main_process and last_complete_checkpoint(output_dir) is not None])):
         raise ValueError(
             f"No checkpoint in {output_dir} is whole on every machine, but some machines have one. Copy it to the others, or "
             "begin anew: --overwrite_output_dir in place of --resume_from_checkpoint."

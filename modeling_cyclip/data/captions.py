@@ -255,10 +255,7 @@ def open_table(
             f"--repo-type dataset {source} --local-dir FOLDER`; then name the FOLDER here."
         ) from error
     except Exception as error:  # the readers of all kinds of files, and the network
-        hint = " Name another split." if "nknown split" in str(error) else ""
-        raise ValueError(
-            f"{source} (split {split}) cannot be loaded: {type(error).__name__}: {error}{hint}"
-        ) from error
+        raise ValueError(f"{source} (split {split}) cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _load(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import BitImageProcessor, CLIPImageProcessor, CLIPProcessor, SiglipImageProcessor
+from transformers.utils import is_torchvision_available
 
 from modeling_cyclip import CyCLIPDataCollator, CyCLIPTrainer, CyCLIPTrainingArguments
 from modeling_cyclip.commands.train import parse_arguments
@@ -136,9 +137,12 @@ def test_another_processor_stretches_the_part_itself(processor, rows, image_proc
     assert part.size != (40, 30)
     levels = np.asarray(part.resize((16, 16), image_processor.resample)) / 255
     expected = (levels - image_processor.image_mean) / image_processor.image_std
-    difference = np.abs(samples[1, 5]["image"].permute(1, 2, 0).numpy() - expected) * image_processor.image_std
-    # Where torchvision resizes, it rounds a few pixels to the next level.
-    assert difference.max() < 1.01 / 255 and difference.mean() < 0.1 / 255
+    difference = np.abs(samples[1, 5]["image"].permute(1, 2, 0).numpy() - expected)
+    if is_torchvision_available():  # it rounds a few pixels to the next level
+        difference *= image_processor.image_std
+        assert difference.max() < 1.01 / 255 and difference.mean() < 0.1 / 255
+    else:
+        assert difference.max() < 1e-5
 
 
 @pytest.mark.parametrize(
